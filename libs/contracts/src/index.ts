@@ -1,0 +1,18 @@
+export { Coalescer, NotSent, type CoalescerOptions } from './coalescer.js';
+export { DEFAULT_CALL_TIMEOUT_MS, LineClient, OrdersClient, SalesClient, StockClient } from './clients.js';
+export {
+  CallFailed,
+  GRPC_PACKAGE,
+  GrpcChannel,
+  LOADER_OPTIONS,
+  MAX_MESSAGE_BYTES,
+  PROTO_DIR,
+  PROTO_FILES,
+} from './grpc.js';
+export * from './order-event.js';
+export * from './problem.js';
+export * from './sale-feed.js';
+export type * as inventory from './gen/flashsale/inventory.js';
+export type * as item from './gen/flashsale/item.js';
+export type * as order from './gen/flashsale/order.js';
+export type * as token from './gen/flashsale/token.js';

@@ -1,0 +1,10 @@
+export {
+  Database,
+  DatabaseError,
+  type DatabaseFailure,
+  type DatabaseOptions,
+  type SqlRow,
+  type SqlValue,
+  type Statements,
+} from './database.js';
+export { dropTestDatabase, migrate } from './migrate.js';

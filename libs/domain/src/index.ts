@@ -1,0 +1,6 @@
+export * from './decide-orders.js';
+export * from './holder-filter.js';
+export * from './ids.js';
+export * from './order.js';
+export * from './purchase-token.js';
+export * from './sale.js';
