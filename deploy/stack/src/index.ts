@@ -1,0 +1,5 @@
+export { startStack, type EngineKind, type Stack, type StackOptions } from './stack.js';
+export type { ServerName } from './probe.js';
+export { startRedisCluster, type RedisCluster, type RedisClusterOptions } from './redis-cluster.js';
+export { stackHome } from './state.js';
+export { requireBrowser } from './software.js';
