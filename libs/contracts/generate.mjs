@@ -27,7 +27,9 @@ if (process.argv.includes('--check')) {
     generate(scratch);
     const fresh = textsBelow(join(scratch, 'src/gen'));
     const kept = textsBelow(join(here, 'src/gen'));
-    const differing = [...new Set([...fresh.keys(), ...kept.keys()])].filter((path) => fresh.get(path) !== kept.get(path));
+    const differing = [...new Set([...fresh.keys(), ...kept.keys()])].filter(
+      (path) => fresh.get(path) !== kept.get(path),
+    );
     if (differing.length > 0) {
       console.error(`libs/contracts/src/gen is stale: ${differing.join(', ')}. Run: npm run generate`);
       process.exitCode = 1;

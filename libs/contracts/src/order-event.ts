@@ -24,6 +24,22 @@ export const DEAD_LETTER_HEADERS = {
   schema: 'dlq-schema',
 } as const;
 
+/**
+ * Settings of the topic of orders, for whoever makes it. The broker's clock stamps the records, and seven days of them are
+ * kept, so that the group can be rewound and replayed after a database has lost commits.
+ */
+export const ORDERS_TOPIC_CONFIG = {
+  'message.timestamp.type': 'LogAppendTime',
+  'retention.ms': String(7 * 86_400_000),
+} as const;
+
+/** Dead letters are kept longer, and are larger than any record of the topic of orders: they carry it with its origin. */
+export const DEAD_LETTER_TOPIC_CONFIG = {
+  'message.timestamp.type': 'LogAppendTime',
+  'retention.ms': String(30 * 86_400_000),
+  'max.message.bytes': String(2 * 1024 * 1024),
+} as const;
+
 export const Delivery = z.strictObject({
   name: z.string().min(1).max(100),
   phone: z

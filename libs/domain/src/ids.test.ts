@@ -12,7 +12,7 @@ import {
   tailOf,
 } from './ids.js';
 
-const characters = [...'ABCXYZabcxyz0189_-'];
+const characters = 'ABCXYZabcxyz0189_-'.split('');
 const text = (maxLength: number) =>
   fc.array(fc.constantFrom(...characters), { minLength: 1, maxLength }).map((parts) => parts.join(''));
 const saleId = text(40).map((value) => SaleId.parse(value));
@@ -70,7 +70,7 @@ describe('bucketOf', () => {
   });
 
   it('spreads even consecutive ids evenly: no bucket of 64 is 25 % off its share of 64,000', () => {
-    const counts = new Array<number>(64).fill(0);
+    const counts = Array.from({ length: 64 }, () => 0);
     for (let i = 0; i < 64_000; i += 1) {
       const bucket = bucketOf(ShopperId.parse(`shopper-${i}`), 64);
       counts[bucket] = (counts[bucket] ?? 0) + 1;

@@ -12,7 +12,7 @@ export class FirstTables1763700000000 implements MigrationInterface {
   }
 
   async down(runner: QueryRunner): Promise<void> {
-    for (const statement of [...TABLES].reverse()) {
+    for (const statement of TABLES.toReversed()) {
       const table = /CREATE TABLE (\w+)/.exec(statement)?.[1];
       await runner.query(`DROP TABLE ${table}`);
     }

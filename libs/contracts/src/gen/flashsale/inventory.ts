@@ -29,7 +29,11 @@ export interface GrantReply {
 export interface GrantResult {
   readonly outcome: GrantResult_Outcome;
   /** set with the first five */
-  readonly hold: Hold | undefined;
+  readonly hold:
+    | Hold
+    | undefined;
+  /** with HELD: this very call granted it; false where it was held before */
+  readonly created: boolean;
 }
 
 export const GrantResult_Outcome = {

@@ -52,6 +52,8 @@ export interface Entry {
   readonly pollAfterMs: number;
   /** with waiting: signed, to be sent back as X-Entry-Ticket */
   readonly ticket: string;
+  /** why it ended, e.g. sale_closed, limit_reached, hold_expired; else empty */
+  readonly reason: string;
 }
 
 export interface FindEntriesRequest {
@@ -61,6 +63,9 @@ export interface FindEntriesRequest {
 export interface FindEntryItem {
   readonly attemptId: string;
   readonly shopperId: string;
+  /** What the gateway knows of the sale: without a line there is no place to look for. */
+  readonly lineMode: string;
+  readonly admitPerSecond: number;
   readonly context: ItemContext | undefined;
 }
 
@@ -75,6 +80,7 @@ export interface LeaveRequest {
 export interface LeaveItem {
   readonly attemptId: string;
   readonly shopperId: string;
+  readonly lineMode: string;
   readonly context: ItemContext | undefined;
 }
 

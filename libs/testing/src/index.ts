@@ -1,0 +1,11 @@
+export {
+  Caller,
+  DELIVERY,
+  World,
+  sleep,
+  until,
+  type Answer,
+  type ServiceName,
+  type Verdict,
+  type WorldOptions,
+} from './world.js';
