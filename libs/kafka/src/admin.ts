@@ -1,0 +1,143 @@
+import type { Admin } from 'kafkajs';
+import { discard, openKafka, type KafkaHandle, type KafkaOptions } from './connection.js';
+
+export interface TopicSpec {
+  readonly topic: string;
+  readonly partitions: number;
+  /** −1: the cluster's default. */
+  readonly replicationFactor?: number;
+  /** Topic settings, e.g. `{ 'message.timestamp.type': 'LogAppendTime' }`. */
+  readonly config?: Readonly<Record<string, string>>;
+}
+
+/** Offsets by partition. */
+export type Offsets = ReadonlyMap<number, bigint>;
+
+/** The bounds of a topic's log. */
+export interface LogBounds {
+  /** The first offset that is still kept, by partition. */
+  readonly lows: Offsets;
+  /** The offset that the next record will get, by partition. */
+  readonly ends: Offsets;
+}
+
+/**
+ * Makes topics and reads offsets. Connects when first used; after a failed call the connection is thrown away, since it may
+ * be one that will never answer again.
+ */
+export class KafkaAdmin {
+  private current: Promise<{ handle: KafkaHandle; admin: Admin }> | undefined;
+
+  constructor(private readonly options: KafkaOptions) {}
+
+  /**
+   * Makes the topic if it is missing; an existing one stays as it is. Safe to call from several processes at once.
+   *
+   * @returns whether it was made now, and how many partitions it has
+   */
+  async ensureTopic(spec: TopicSpec): Promise<{ readonly created: boolean; readonly partitions: number }> {
+    return this.call('making a topic', async (admin) => {
+      const created = await admin.createTopics({
+        waitForLeaders: true,
+        timeout: 15_000,
+        topics: [
+          {
+            topic: spec.topic,
+            numPartitions: spec.partitions,
+            replicationFactor: spec.replicationFactor ?? -1,
+            configEntries: Object.entries(spec.config ?? {}).map(([name, value]) => ({ name, value })),
+          },
+        ],
+      });
+      const { topics } = await admin.fetchTopicMetadata({ topics: [spec.topic] });
+      return { created, partitions: topics[0]?.partitions.length ?? 0 };
+    });
+  }
+
+  /** Deletes a topic and all its records; a missing one is no error. */
+  async deleteTopic(topic: string): Promise<void> {
+    await this.call('deleting a topic', async (admin) => {
+      const topics = await admin.listTopics();
+      if (topics.includes(topic)) await admin.deleteTopics({ topics: [topic], timeout: 10_000 });
+    });
+  }
+
+  /** Where the topic's log starts and ends now. */
+  async logBounds(topic: string): Promise<LogBounds> {
+    return this.call(`reading the offsets of ${topic}`, async (admin) => {
+      const offsets = await admin.fetchTopicOffsets(topic);
+      return {
+        lows: new Map(offsets.map(({ partition, low }) => [partition, BigInt(low)])),
+        ends: new Map(offsets.map(({ partition, high }) => [partition, BigInt(high)])),
+      };
+    });
+  }
+
+  /** The offset that the next record of each partition will get. */
+  async endOffsets(topic: string): Promise<Offsets> {
+    return (await this.logBounds(topic)).ends;
+  }
+
+  /** What the group has committed: the next offset it wants, by partition. A partition without a commit is missing. */
+  async committedOffsets(group: string, topic: string): Promise<Offsets> {
+    return this.call(`reading the offsets of group ${group}`, async (admin) => {
+      const [found] = await admin.fetchOffsets({ groupId: group, topics: [topic] });
+      const committed = new Map<number, bigint>();
+      for (const { partition, offset } of found?.partitions ?? []) {
+        if (BigInt(offset) >= 0n) committed.set(partition, BigInt(offset));
+      }
+      return committed;
+    });
+  }
+
+  async close(): Promise<void> {
+    const current = this.current;
+    this.current = undefined;
+    if (current) await this.discard(current);
+  }
+
+  private async call<Result>(what: string, use: (admin: Admin) => Promise<Result>): Promise<Result> {
+    const current = (this.current ??= this.connect());
+    try {
+      const { admin } = await current;
+      return await use(admin);
+    } catch (cause) {
+      if (this.current === current) {
+        this.current = undefined;
+        void this.discard(current);
+      }
+      const reason = cause instanceof Error ? cause.message : String(cause);
+      throw new Error(`${what} at Kafka ${this.options.brokers.join(', ')} failed: ${reason}`, { cause });
+    }
+  }
+
+  private async connect(): Promise<{ handle: KafkaHandle; admin: Admin }> {
+    // Making a topic takes longer than a produce may.
+    const handle = openKafka({ ...this.options, requestTimeoutMs: this.options.requestTimeoutMs ?? 10_000 });
+    const admin = handle.kafka.admin();
+    try {
+      await admin.connect();
+    } catch (error) {
+      handle.destroy();
+      throw error;
+    }
+    return { handle, admin };
+  }
+
+  private async discard(connection: Promise<{ handle: KafkaHandle; admin: Admin }>): Promise<void> {
+    const opened = await connection.catch(() => undefined);
+    if (opened) await discard(opened.handle, () => opened.admin.disconnect(), 1_000);
+  }
+}
+
+/**
+ * Whether a group has read everything before `ends`. A partition without a commit counts as read when there is nothing left
+ * in it to read: its log starts where it was to be read up to, or later.
+ */
+export function hasPassed(committed: Offsets, ends: Offsets, lows: Offsets): boolean {
+  return [...ends].every(([partition, end]) => {
+    const low = lows.get(partition) ?? 0n;
+    const position = committed.get(partition) ?? low;
+    return (position > low ? position : low) >= end;
+  });
+}

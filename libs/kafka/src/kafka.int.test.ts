@@ -1,0 +1,375 @@
+// Against a real broker (KAFKA_BROKERS). What a dead network does is shown with a proxy that stops passing bytes on; the
+// clients are sent through it by `route`, since a broker tells its clients its own address.
+import net from 'node:net';
+import type { AddressInfo } from 'node:net';
+import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
+import { KafkaAdmin, hasPassed } from './admin.js';
+import { BatchConsumer, type Chunk, type ConsumerOptions } from './consumer.js';
+import { partitionOf } from './partition.js';
+import { SendFailed, SupervisedProducer, type ProducerOptions } from './producer.js';
+
+const brokers = (process.env['KAFKA_BROKERS'] ?? '127.0.0.1:9092').split(',');
+const connection = { brokers, clientId: 'kafka-test' };
+const admin = new KafkaAdmin(connection);
+const run = `${process.pid}-${Date.now().toString(36)}`;
+const madeTopics: string[] = [];
+
+/** What a test opened, closed after it however it ended. */
+const leftOver: (() => unknown)[] = [];
+beforeAll(() => admin.logBounds(`warm-${run}`).catch(() => {}));
+afterEach(async () => {
+  await Promise.all(leftOver.splice(0).map((close) => close()));
+});
+afterAll(async () => {
+  for (const topic of madeTopics) await admin.deleteTopic(topic);
+  await admin.close();
+});
+
+async function newTopic(name: string, partitions: number): Promise<string> {
+  const topic = `test-kafka-lib-${name}-${run}`;
+  madeTopics.push(topic);
+  const config = { 'message.timestamp.type': 'LogAppendTime' };
+  const made = await admin.ensureTopic({ topic, partitions, config });
+  expect(made).toEqual({ created: true, partitions });
+  return topic;
+}
+
+async function newProducer(options: Partial<ProducerOptions> = {}): Promise<SupervisedProducer> {
+  const producer = new SupervisedProducer({ ...connection, ...options });
+  leftOver.push(() => producer.close(500));
+  await producer.connect();
+  return producer;
+}
+
+function newConsumer(topic: string, options: Partial<ConsumerOptions> & Pick<ConsumerOptions, 'handle'>) {
+  const consumer = new BatchConsumer({
+    ...connection,
+    topic,
+    groupId: `group-${topic}`,
+    sessionTimeoutMs: 6_000,
+    heartbeatMs: 200,
+    maxWaitMs: 50,
+    retryDelayMs: { first: 20, max: 100 },
+    ...options,
+  });
+  leftOver.push(() => consumer.stop(3_000));
+  consumer.start();
+  return consumer;
+}
+
+async function until(what: string, holds: () => boolean | Promise<boolean>): Promise<void> {
+  const deadline = performance.now() + 25_000;
+  while (!(await holds())) {
+    if (performance.now() > deadline) throw new Error(`still not: ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 20));
+  }
+}
+
+const messages = (count: number, prefix = 'key') =>
+  Array.from({ length: count }, (_, index) => ({ key: `${prefix}-${index}`, value: `value-${index}` }));
+
+/** Passes bytes on until it is told to be silent: then connections stay open and nothing comes through. */
+async function openProxy() {
+  const [host = '', port = ''] = (brokers[0] ?? '').split(':');
+  const state = { silent: false };
+  const sockets = new Set<net.Socket>();
+  const server = net.createServer((near) => {
+    // A connection that was made while all was silent stays so.
+    const born = state.silent;
+    const far = net.connect(Number(port), host);
+    for (const [from, to] of [
+      [near, far],
+      [far, near],
+    ] as const) {
+      sockets.add(from);
+      from.on('error', () => {});
+      from.on('close', () => to.destroy());
+      from.on('data', (bytes) => born || stuck.has(near) || to.write(bytes));
+    }
+  });
+  const stuck = new Set<net.Socket>();
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  leftOver.push(() => {
+    server.close();
+    for (const socket of sockets) socket.destroy();
+  });
+  return {
+    route: () => ({ host: '127.0.0.1', port: (server.address() as AddressInfo).port }),
+    /** Silences the connections that exist; new ones work. */
+    silenceExisting: () => {
+      for (const socket of sockets) stuck.add(socket);
+    },
+  };
+}
+
+describe('SupervisedProducer', () => {
+  test('tells partition and offset of each message of many concurrent sends', async () => {
+    const topic = await newTopic('offsets', 5);
+    const producer = await newProducer({ maxBatch: 40 });
+    const outgoing = messages(1_000);
+    const sent = await Promise.all(
+      outgoing.map(async (message, index) => {
+        if (index % 7 === 0) await new Promise((resolve) => setTimeout(resolve, index % 50));
+        return producer.enqueue(topic, message);
+      }),
+    );
+    const read = new Map<string, { partition: number; offset: bigint }>();
+    newConsumer(topic, {
+      handle: async (chunk) => {
+        for (const { key, offset } of chunk.messages)
+          read.set(String(key), { partition: chunk.partition, offset });
+      },
+    });
+    await until('all read', () => read.size === outgoing.length);
+    sent.forEach((place, index) => {
+      const key = String(outgoing[index]?.key);
+      expect(read.get(key)).toEqual({ partition: place.partition, offset: place.offset });
+      expect(place.partition).toBe(partitionOf(key, 5));
+      expect(place.settledAtMs).toBeGreaterThanOrEqual(place.sentAtMs);
+    });
+  });
+
+  test('sends the messages of one turn in one request', async () => {
+    const topic = await newTopic('turn', 1);
+    const producer = await newProducer();
+    const sent = await producer.send(topic, messages(200));
+    expect(new Set(sent.map(({ sentAtMs }) => sentAtMs)).size).toBe(1);
+    expect(sent.map(({ offset }) => Number(offset))).toEqual(sent.map((_, index) => index));
+  });
+
+  test('never sends a message whose time to begin has passed', async () => {
+    const topic = await newTopic('late', 1);
+    const producer = await newProducer();
+    const late = await producer
+      .enqueue(topic, { key: 'k', value: 'v' }, performance.now() - 1)
+      .catch((e) => e);
+    expect(late).toBeInstanceOf(SendFailed);
+    expect(late.sentAtMs).toBeUndefined();
+    await producer.enqueue(topic, { key: 'k', value: 'v' });
+    expect(await admin.endOffsets(topic)).toEqual(new Map([[0, 1n]]));
+  });
+
+  test('refuses more than may wait, and everything once closed', async () => {
+    const topic = await newTopic('full', 1);
+    const producer = await newProducer({ maxWaiting: 2 });
+    const results = await Promise.allSettled(messages(3).map((message) => producer.enqueue(topic, message)));
+    expect(results.map(({ status }) => status)).toEqual(['fulfilled', 'fulfilled', 'rejected']);
+    await producer.close();
+    await expect(producer.enqueue(topic, { key: 'k', value: 'v' })).rejects.toThrow('the producer is closed');
+  });
+
+  test('says unknown, not no, when the topic does not exist, and does not make it', async () => {
+    const producer = await newProducer();
+    const missing = `test-kafka-lib-missing-${run}`;
+    await expect(producer.enqueue(missing, { key: 'k', value: 'v' })).rejects.toThrow(
+      'Kafka did not acknowledge',
+    );
+    await expect(admin.logBounds(missing)).rejects.toThrow();
+  });
+
+  test('is replaced when its connection goes silent, and works again', async () => {
+    const topic = await newTopic('silent', 3);
+    const proxy = await openProxy();
+    const producer = await newProducer({
+      route: proxy.route,
+      requestTimeoutMs: 500,
+      replaceAfterSilenceMs: 800,
+    });
+    await producer.enqueue(topic, { key: 'before', value: 'v' });
+    proxy.silenceExisting();
+    const stuck = await producer.enqueue(topic, { key: 'stuck', value: 'v' }).catch((error) => error);
+    expect(stuck).toBeInstanceOf(SendFailed);
+    expect(stuck.sentAtMs).toBeGreaterThan(0);
+    let failures = 0;
+    await until('a send succeeds', () =>
+      producer.enqueue(topic, { key: 'after', value: 'v' }).then(
+        () => true,
+        () => {
+          failures += 1;
+          return false;
+        },
+      ),
+    );
+    expect(producer.generation).toBe(2);
+    // Without the supervisor they fail for a quarter of an hour.
+    expect(failures).toBeLessThan(20);
+  });
+
+  test('is replaced after failures in a row', async () => {
+    const topic = await newTopic('failing', 1);
+    const proxy = await openProxy();
+    const producer = await newProducer({
+      route: proxy.route,
+      requestTimeoutMs: 300,
+      replaceAfterFailures: 2,
+      replaceAfterSilenceMs: 60_000,
+    });
+    await producer.enqueue(topic, { key: 'before', value: 'v' });
+    proxy.silenceExisting();
+    await Promise.allSettled(
+      Array.from({ length: 2 }, async (_, index) => {
+        await new Promise((resolve) => setTimeout(resolve, index * 50));
+        await producer.enqueue(topic, { key: 'stuck', value: 'v' });
+      }),
+    );
+    await until('replaced', () => producer.generation === 2);
+    await producer.enqueue(topic, { key: 'after', value: 'v' });
+  });
+
+  test('says where it looked when there is no broker', async () => {
+    const producer = new SupervisedProducer({ brokers: ['127.0.0.1:1'], clientId: 'lost' });
+    await expect(producer.connect()).rejects.toThrow('no Kafka broker answers at 127.0.0.1:1');
+    await producer.close(0);
+  });
+});
+
+describe('BatchConsumer', () => {
+  test('hands over chunks of bounded size and commits behind them', async () => {
+    const topic = await newTopic('chunks', 2);
+    const producer = await newProducer();
+    await producer.send(topic, messages(95));
+    const sizes: number[] = [];
+    const consumer = newConsumer(topic, {
+      maxChunk: 10,
+      handle: async (chunk) => {
+        sizes.push(chunk.messages.length);
+      },
+    });
+    await until('all handled', () => sizes.reduce((sum, size) => sum + size, 0) === 95);
+    expect(Math.max(...sizes)).toBe(10);
+    const { ends, lows } = await admin.logBounds(topic);
+    await until('committed', async () =>
+      hasPassed(await admin.committedOffsets(`group-${topic}`, topic), ends, lows),
+    );
+    expect(consumer.figures()).toMatchObject({ assignedPartitions: 2, lagRecords: 0, oldestAgeMs: 0 });
+    expect(consumer.isHealthy()).toBe(true);
+  });
+
+  test('tries a failing chunk again until it succeeds, skipping nothing, while other partitions go on', async () => {
+    const topic = await newTopic('failing-chunk', 2);
+    const producer = await newProducer();
+    await producer.send(topic, messages(60));
+    const attempts: number[] = [];
+    const handled: string[] = [];
+    const doneWhileFailing = new Set<number>();
+    const consumer = newConsumer(topic, {
+      maxChunk: 10,
+      handle: async (chunk: Chunk) => {
+        if (chunk.partition === 0 && attempts.length < 4) {
+          attempts.push(chunk.attempt);
+          throw new Error('the database is away');
+        }
+        if (attempts.length < 4) doneWhileFailing.add(chunk.partition);
+        handled.push(...chunk.messages.map(({ key }) => String(key)));
+      },
+    });
+    await until('all handled', () => handled.length >= 60);
+    expect(attempts).toEqual([1, 2, 3, 4]);
+    expect(handled.toSorted()).toEqual(
+      messages(60)
+        .map(({ key }) => key)
+        .toSorted(),
+    );
+    expect([...doneWhileFailing]).toEqual([1]);
+    expect(consumer.figures().failedChunks).toBe(4);
+    expect(consumer.isHealthy()).toBe(true);
+  });
+
+  test('keeps its partitions during a handle longer than the session', async () => {
+    const topic = await newTopic('long', 1);
+    const producer = await newProducer();
+    await producer.send(topic, messages(3));
+    let calls = 0;
+    newConsumer(topic, {
+      handle: async () => {
+        calls += 1;
+        await new Promise((resolve) => setTimeout(resolve, 7_500));
+      },
+    });
+    const { ends, lows } = await admin.logBounds(topic);
+    await until('committed', async () =>
+      hasPassed(await admin.committedOffsets(`group-${topic}`, topic), ends, lows),
+    );
+    expect(calls).toBe(1);
+  });
+
+  test('loses nothing when members come and go', async () => {
+    const topic = await newTopic('rebalance', 6);
+    const producer = await newProducer();
+    const handled = new Map<string, number>();
+    const handle = async (chunk: Chunk) => {
+      await new Promise((resolve) => setTimeout(resolve, 15));
+      for (const { key } of chunk.messages) handled.set(String(key), (handled.get(String(key)) ?? 0) + 1);
+    };
+    const first = newConsumer(topic, { maxChunk: 5, handle });
+    await producer.send(topic, messages(300, 'a'));
+    await until('begun', () => handled.size > 20);
+    const second = newConsumer(topic, { maxChunk: 5, handle });
+    await producer.send(topic, messages(300, 'b'));
+    await until('both have partitions', () =>
+      [first, second].every((member) => member.figures().assignedPartitions === 3),
+    );
+    await first.stop(5_000);
+    await producer.send(topic, messages(300, 'c'));
+    await until('all handled', () => handled.size === 900);
+    const { ends, lows } = await admin.logBounds(topic);
+    await until('committed', async () =>
+      hasPassed(await admin.committedOffsets(`group-${topic}`, topic), ends, lows),
+    );
+  });
+
+  test('finishes and commits the chunk under way when it is stopped', async () => {
+    const topic = await newTopic('stop', 1);
+    const producer = await newProducer();
+    await producer.send(topic, messages(30));
+    let begun = 0;
+    let finished = 0;
+    const consumer = newConsumer(topic, {
+      maxChunk: 10,
+      handle: async () => {
+        begun += 1;
+        await new Promise((resolve) => setTimeout(resolve, 300));
+        finished += 1;
+      },
+    });
+    await until('a chunk is under way', () => begun === 1);
+    await consumer.stop();
+    expect({ begun, finished }).toEqual({ begun: 1, finished: 1 });
+    expect(await admin.committedOffsets(`group-${topic}`, topic)).toEqual(new Map([[0, 10n]]));
+  });
+
+  test('gets a fresh connection when the old one goes silent', async () => {
+    const topic = await newTopic('consumer-silent', 1);
+    const proxy = await openProxy();
+    const producer = await newProducer();
+    const handled: string[] = [];
+    newConsumer(topic, {
+      route: proxy.route,
+      requestTimeoutMs: 1_000,
+      rebalanceTimeoutMs: 4_000,
+      replaceAfterSilenceMs: 15_000,
+      handle: async (chunk) => {
+        handled.push(...chunk.messages.map(({ key }) => String(key)));
+      },
+    });
+    await producer.enqueue(topic, { key: 'before', value: 'v' });
+    await until('handled', () => handled.includes('before'));
+    proxy.silenceExisting();
+    await producer.enqueue(topic, { key: 'after', value: 'v' });
+    await until('handled again', () => handled.includes('after'));
+  });
+});
+
+describe('KafkaAdmin', () => {
+  test('leaves a topic that exists as it is', async () => {
+    const topic = await newTopic('exists', 3);
+    expect(await admin.ensureTopic({ topic, partitions: 9 })).toEqual({ created: false, partitions: 3 });
+  });
+
+  test('knows no commits of a group that never was', async () => {
+    const topic = await newTopic('group', 3);
+    expect(await admin.committedOffsets('nobody', topic)).toEqual(new Map());
+    const { ends, lows } = await admin.logBounds(topic);
+    expect(hasPassed(new Map(), ends, lows)).toBe(true);
+  });
+});

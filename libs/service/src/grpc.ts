@@ -1,0 +1,85 @@
+import type {
+  CallHandler,
+  DynamicModule,
+  ExecutionContext,
+  INestMicroservice,
+  NestInterceptor,
+  Type,
+} from '@nestjs/common';
+import { NestFactory } from '@nestjs/core';
+import { Transport, type GrpcOptions as NestGrpcOptions } from '@nestjs/microservices';
+import { GRPC_PACKAGE, LOADER_OPTIONS, MAX_MESSAGE_BYTES, PROTO_FILES } from '@flash-sale/contracts';
+import { tap } from 'rxjs';
+import { nestLog, type Log } from './log.js';
+import { meter } from './telemetry.js';
+
+export interface GrpcOptions {
+  /** Its controllers' `@GrpcMethod`s are the services that are offered. */
+  readonly module: Type | DynamicModule;
+  readonly host: string;
+  readonly port: number;
+}
+
+/** The part of a gRPC call that a handler may ask: Nest runs it to its end even if the caller has gone. */
+export interface CallInfo {
+  readonly cancelled: boolean;
+  getDeadline?(): Date | number;
+}
+
+/** When the caller stops to wait, on the `performance.now()` scale, ms; Infinity if it never does. */
+export function callDeadlineMs(call: CallInfo): number {
+  const deadline = call.getDeadline?.() ?? Number.POSITIVE_INFINITY;
+  return performance.now() + Number(deadline) - Date.now();
+}
+
+/** Whether the answer would reach nobody: ask before anything that is hard to undo. */
+export function isAbandoned(call: CallInfo): boolean {
+  return call.cancelled || callDeadlineMs(call) <= performance.now();
+}
+
+/** Starts the gRPC side of a service with the limits every one of ours has. */
+export async function startGrpc(options: GrpcOptions, log: Log): Promise<INestMicroservice> {
+  const app = await NestFactory.createMicroservice<NestGrpcOptions>(options.module, {
+    logger: nestLog(log),
+    abortOnError: false,
+    transport: Transport.GRPC,
+    options: {
+      url: `${options.host}:${options.port}`,
+      package: GRPC_PACKAGE,
+      protoPath: PROTO_FILES,
+      loader: LOADER_OPTIONS,
+      maxReceiveMessageLength: MAX_MESSAGE_BYTES,
+      maxSendMessageLength: MAX_MESSAGE_BYTES,
+      // Without it Nest ends calls that are under way.
+      gracefulShutdown: true,
+      channelOptions: {
+        // A client looks for new addresses only when it reconnects; so that it finds new instances, it must now and then.
+        'grpc.max_connection_age_ms': 30_000,
+        'grpc.max_connection_age_grace_ms': 10_000,
+        'grpc.keepalive_time_ms': 20_000,
+        'grpc.keepalive_timeout_ms': 5_000,
+        'grpc.keepalive_permit_without_calls': 1,
+      },
+    },
+  });
+  app.useGlobalInterceptors(new CallDurations());
+  await app.listen();
+  log.info({ host: options.host, port: options.port }, 'listening for gRPC');
+  return app;
+}
+
+/** gRPC's instrumentation makes spans but no metrics. */
+class CallDurations implements NestInterceptor {
+  private readonly durations = meter().createHistogram('rpc.server.duration', {
+    unit: 's',
+    description: 'How long calls took, by service and method',
+  });
+
+  intercept(execution: ExecutionContext, next: CallHandler) {
+    const startedMs = performance.now();
+    const labels = { 'rpc.service': execution.getClass().name, 'rpc.method': execution.getHandler().name };
+    const record = (outcome: string) => () =>
+      this.durations.record((performance.now() - startedMs) / 1_000, { ...labels, 'rpc.outcome': outcome });
+    return next.handle().pipe(tap({ complete: record('ok'), error: record('error') }));
+  }
+}
