@@ -4,3 +4,4 @@ export * from './ids.js';
 export * from './order.js';
 export * from './purchase-token.js';
 export * from './sale.js';
+export * from './stock-model.js';

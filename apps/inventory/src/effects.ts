@@ -1,0 +1,104 @@
+import type { Database, SqlRow } from '@flash-sale/database';
+import { countsAsSold, type OrderState } from '@flash-sale/domain';
+import type { Effect, Stock } from './stock.js';
+
+/** One try applies at most this many. */
+const MAX_EFFECTS = 500;
+
+interface EffectRow extends SqlRow {
+  order_id: string;
+  shopper_id: string;
+  kind: string;
+  reason: string | null;
+}
+
+/**
+ * Effects: what Redis must learn of MySQL's decisions. The rows of the outbox are the truth, whoever wrote them nudges, and
+ * whatever a nudge did not bring about is done here a second later. A row is marked only after Redis was told.
+ */
+export class Effects {
+  constructor(
+    private readonly stock: Stock,
+    private readonly database: Database,
+  ) {}
+
+  /**
+   * Applies effects and marks their rows. Idempotent; effects of one attempt are applied in the order of its life.
+   *
+   * @returns how many Redis has been told of; the others are kept
+   */
+  async apply(effects: readonly Effect[]): Promise<number> {
+    const inOrder = effects.toSorted(byLife);
+    const outcomes = await this.stock.applyEffects(inOrder);
+    const told = inOrder.filter((_, index) => outcomes[index]?.outcome !== 'unavailable');
+    for (const kind of ['confirm', 'void'] as const) {
+      const ids = told.filter((effect) => effect.kind === kind).map(({ attemptId }) => attemptId);
+      if (ids.length === 0) continue;
+      await this.database.change(
+        'UPDATE effect SET applied_at = NOW(3) WHERE order_id IN (?) AND kind = ? AND applied_at IS NULL',
+        [ids.toSorted(), kind],
+      );
+    }
+    return told.length;
+  }
+
+  /** Applies what rows of these states mean, whether or not it was applied before: Redis may have forgotten it. */
+  applyRows(
+    rows: readonly {
+      readonly attemptId: string;
+      readonly shopperId: string;
+      readonly state: Exclude<OrderState, 'queued'>;
+      readonly reason: string | null;
+    }[],
+  ): Promise<number> {
+    return this.apply(
+      rows.map(({ attemptId, shopperId, state, reason }) => ({
+        attemptId,
+        shopperId,
+        kind: countsAsSold(state) ? 'confirm' : 'void',
+        reason: reasonOf(state, reason),
+      })),
+    );
+  }
+
+  /**
+   * One pass over the outbox: effects that are older than `ageMs` and of which Redis has not been told.
+   *
+   * @param saleIds the sales that can be told now: the effects of others are kept, and must not stand in their way
+   * @returns how many there were and how many are done
+   */
+  async sweep(
+    ageMs: number,
+    saleIds: readonly string[],
+  ): Promise<{ readonly found: number; readonly applied: number }> {
+    if (saleIds.length === 0) return { found: 0, applied: 0 };
+    const rows = await this.database.query<EffectRow>(
+      `SELECT order_id, shopper_id, kind, reason FROM effect
+       WHERE applied_at IS NULL AND created_at <= NOW(3) - INTERVAL ? MICROSECOND AND sale_id IN (?)
+       ORDER BY created_at LIMIT ?`,
+      [ageMs * 1_000, saleIds, MAX_EFFECTS],
+    );
+    if (rows.length === 0) return { found: 0, applied: 0 };
+    const applied = await this.apply(
+      rows.map((row) => ({
+        attemptId: row.order_id,
+        shopperId: row.shopper_id,
+        kind: row.kind === 'confirm' ? 'confirm' : 'void',
+        reason: row.reason ?? '',
+      })),
+    );
+    return { found: rows.length, applied };
+  }
+}
+
+/** Confirmed before void, whatever the clock says of two rows written in one millisecond. */
+function byLife(a: Effect, b: Effect): number {
+  return a.kind === b.kind ? 0 : a.kind === 'confirm' ? -1 : 1;
+}
+
+/** What Redis keeps as the reason of a void: the row's, or where the order went. */
+function reasonOf(state: Exclude<OrderState, 'queued'>, reason: string | null): string {
+  if (countsAsSold(state)) return '';
+  if (state === 'expired' || state === 'rejected') return reason ?? state;
+  return state === 'refunded' ? 'refunding' : state;
+}

@@ -1,0 +1,172 @@
+import { SALE_FEED, decodeSnapshot } from '@flash-sale/contracts';
+import type { Database } from '@flash-sale/database';
+import type { KafkaAdmin } from '@flash-sale/kafka';
+import type { RedisClient } from '@flash-sale/redis';
+import { Effects } from './effects.js';
+import { Feed } from './feed.js';
+import { Loop } from './loop.js';
+import { inventoryMetrics } from './metrics.js';
+import { Reports } from './report.js';
+import { SaleBook, type KnownSale } from './sale-book.js';
+import { SaleState, type SaleView } from './sale-state.js';
+import { Sales } from './sales.js';
+import { isStoreAway } from './store-away.js';
+import { Stock } from './stock.js';
+import { Sweeper } from './sweeper.js';
+import { Transfers } from './transfers.js';
+import { WarmUp } from './warm-up.js';
+import { Watch } from './watch.js';
+
+/** What the outside world is, and how patient inventory is with it. All times in milliseconds. */
+export interface InventoryOptions {
+  readonly redis: RedisClient;
+  readonly database: Database;
+  readonly kafka: Pick<KafkaAdmin, 'logBounds' | 'committedOffsets'>;
+  readonly ordersTopic: string;
+  readonly ordersGroup: string;
+  readonly queuedMs: number;
+  readonly acknowledgedMs: number;
+  readonly graceMs: number;
+  readonly leaseMs: number;
+  readonly sweepIntervalMs: number;
+  readonly effectAgeMs: number;
+  readonly watchIntervalMs: number;
+  readonly log: InventoryLog;
+}
+
+export interface InventoryLog {
+  debug(fields: object, message: string): void;
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+  error(fields: object, message: string): void;
+}
+
+/** An open inventory. `start` begins to sweep and to watch; several instances may do so on the same stores. */
+export interface Inventory {
+  readonly stock: Stock;
+  readonly effects: Effects;
+  readonly sales: Sales;
+  readonly reports: Reports;
+  readonly book: SaleBook;
+  readonly state: SaleState;
+  readonly sweeper: Sweeper;
+  readonly watch: Watch;
+  start(): void;
+  /** Resolves when nothing runs any more. */
+  stop(): Promise<void>;
+  /** A message of the feed: another instance may have changed a sale. */
+  onFeedMessage(message: string): void;
+}
+
+/** One line a second and kind: while a store is away, every request would have one of its own. */
+const REPEAT_AFTER_MS = 1_000;
+
+/** Puts the parts together. Opens no connection and starts nothing. */
+export function openInventory(options: InventoryOptions): Inventory {
+  const { redis, database, log, graceMs, leaseMs } = options;
+  const metrics = inventoryMetrics();
+  const onError = reportTo(log);
+  const book = new SaleBook(database);
+  const state = new SaleState(redis);
+  const feed = new Feed(redis, book);
+  const warmUp = new WarmUp(redis);
+
+  const announce = (sale: KnownSale, soldOut: boolean, view?: SaleView) => {
+    metrics.soldOut.add(1, { change: soldOut ? 'set' : 'lifted' });
+    log.info({ sale: sale.saleId, soldOut }, soldOut ? 'sold out' : 'units are back, no longer sold out');
+    feed.publish(sale, view).catch((error: unknown) => onError('gateways could not be told', error));
+  };
+  const transfers = new Transfers(redis, state, {
+    leaseMs,
+    graceMs,
+    metrics,
+    onSoldOutChange: announce,
+    onError,
+  });
+  const stock = new Stock(redis, book, transfers, {
+    queuedMs: options.queuedMs,
+    acknowledgedMs: options.acknowledgedMs,
+    graceMs,
+    metrics,
+    onFreed: async (sale) => {
+      // If this fails, the watch finds the units within its interval.
+      const lifted = await state.credit(sale).catch((error: unknown) => {
+        onError(`units of sale ${sale.saleId} are free, but could not be credited`, error);
+        return false;
+      });
+      if (lifted) announce(sale, false);
+    },
+    onReleased: () => sweeping.nudge(),
+    onError,
+  });
+  const effects = new Effects(stock, database);
+  const sweeper = new Sweeper(redis, database, options.kafka, book, effects, transfers, {
+    ordersTopic: options.ordersTopic,
+    ordersGroup: options.ordersGroup,
+    graceMs,
+    leaseMs,
+    effectAgeMs: options.effectAgeMs,
+    metrics,
+    log,
+  });
+  const reports = new Reports(database, state, options.kafka, options);
+  const sales = new Sales(database, book, warmUp, feed, (sale) => reports.findUnresolved(sale));
+  const watch = new Watch(book, state, feed, warmUp, {
+    metrics,
+    onLifted: (sale, view) => announce(sale, false, view),
+    onError,
+  });
+  const sweeping = new Loop({
+    intervalMs: options.sweepIntervalMs,
+    run: (signal) => sweeper.pass(signal),
+    onError: (error) => onError('a sweep was not finished', error),
+  });
+  const watching = new Loop({
+    intervalMs: options.watchIntervalMs,
+    run: (signal) => watch.pass(signal),
+    onError: (error) => onError('sales could not be watched', error),
+  });
+
+  return {
+    stock,
+    effects,
+    sales,
+    reports,
+    book,
+    state,
+    sweeper,
+    watch,
+    start() {
+      sweeping.start();
+      watching.start();
+    },
+    async stop() {
+      await Promise.all([sweeping.stop(), watching.stop()]);
+    },
+    onFeedMessage(message) {
+      const told = decodeSnapshot(message);
+      const known = book.get(told.saleId);
+      if (known?.storedPhase === told.storedPhase && known.epoch === told.epoch) return;
+      book.reload(told.saleId).catch((error: unknown) => onError('a changed sale could not be read', error));
+    },
+  };
+}
+
+/** Errors of a store that is away are news once; a script's or a rule's own error is a defect and said as one. */
+function reportTo(log: InventoryLog): (what: string, error: unknown) => void {
+  const saidAtMs = new Map<string, number>();
+  return (what, error) => {
+    const defect = !isStoreAway(error);
+    const reason = error instanceof Error ? error.message : '';
+    const kind = defect ? what : reason.slice(0, 60);
+    const nowMs = performance.now();
+    if (nowMs - (saidAtMs.get(kind) ?? Number.NEGATIVE_INFINITY) < REPEAT_AFTER_MS) return;
+    if (saidAtMs.size > 100) saidAtMs.clear();
+    saidAtMs.set(kind, nowMs);
+    if (defect) log.error({ err: error }, what);
+    else log.warn({ reason }, what);
+  };
+}
+
+/** Where gateways and other instances hear of changes. */
+export const FEED_CHANNEL = SALE_FEED.channel;

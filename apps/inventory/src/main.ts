@@ -1,0 +1,76 @@
+import { Database, migrate } from '@flash-sale/database';
+import { KafkaAdmin } from '@flash-sale/kafka';
+import { connectRedis, subscribe } from '@flash-sale/redis';
+import { runMain, startService } from '@flash-sale/service';
+import { readInventoryEnv } from './env.js';
+import { InventoryModule } from './inventory.module.js';
+import { FEED_CHANNEL, openInventory } from './inventory.js';
+
+const env = readInventoryEnv();
+
+await runMain('inventory', env.LOG_LEVEL, async (log) => {
+  const address = { url: env.REDIS_URL, clusterNodes: env.REDIS_CLUSTER_NODES };
+  const redis = await connectRedis({
+    ...address,
+    name: 'inventory',
+    commandTimeoutMs: env.REDIS_COMMAND_TIMEOUT_MS,
+    log,
+  });
+  await migrate(env.MYSQL_URL);
+  const database = new Database({ url: env.MYSQL_URL, poolSize: env.MYSQL_POOL_SIZE });
+  const kafka = new KafkaAdmin({ brokers: env.KAFKA_BROKERS, clientId: 'inventory', log });
+  const inventory = openInventory({
+    redis,
+    database,
+    kafka,
+    ordersTopic: env.ORDERS_TOPIC,
+    ordersGroup: env.ORDERS_GROUP,
+    queuedMs: env.QUEUED_MS,
+    acknowledgedMs: env.ACKNOWLEDGED_MS,
+    graceMs: env.SWEEP_GRACE_MS,
+    leaseMs: env.SWEEP_LEASE_MS,
+    sweepIntervalMs: env.SWEEP_INTERVAL_MS,
+    effectAgeMs: env.EFFECT_AGE_MS,
+    watchIntervalMs: env.WATCH_INTERVAL_MS,
+    log,
+  });
+  await inventory.book.refresh().catch((cause: unknown) => {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new Error(
+      `the sales cannot be read from MySQL (${reason}); start it, set MYSQL_URL to where it is, or run the migrations`,
+      { cause },
+    );
+  });
+  const feed = subscribe({
+    ...address,
+    name: 'inventory-feed',
+    channels: [FEED_CHANNEL],
+    onMessage: (_, message) => inventory.onFeedMessage(message),
+    onSubscribed: () => {
+      inventory.book.refresh().catch((error: unknown) => log.warn({ err: error }, 'sales could not be read'));
+    },
+    log,
+  });
+  inventory.start();
+  await startService({
+    log,
+    ops: { port: env.OPS_PORT },
+    grpc: { module: InventoryModule.with(inventory), host: env.GRPC_HOST, port: env.GRPC_PORT },
+    health: {
+      ready: {
+        redis: () => redis.status === 'ready',
+        mysql: () => database.ping().then(() => true),
+      },
+    },
+    drain: {
+      waitMs: env.DRAIN_WAIT_MS,
+      stop: [{ name: 'sweeping and watching', run: () => inventory.stop() }],
+      close: [
+        { name: 'feed', run: () => feed.close() },
+        { name: 'redis', run: () => redis.quit() },
+        { name: 'mysql', run: () => database.close() },
+        { name: 'kafka', run: () => kafka.close() },
+      ],
+    },
+  });
+});

@@ -1,0 +1,19 @@
+import { meter } from '@flash-sale/service';
+
+/** What inventory counts. Labels have few values each: outcomes and states, never a shopper or an attempt. */
+export function inventoryMetrics() {
+  const counter = (name: string, description: string) => meter().createCounter(name, { description });
+  return {
+    grants: counter('inventory_grants', 'Grants asked for, by outcome'),
+    queued: counter('inventory_queue_requests', 'Orders to be queued, by outcome'),
+    transfers: counter('inventory_transfers', 'Transfers of units between buckets, by who finished them'),
+    soldOut: counter('inventory_sold_out_changes', 'How often a sale became sold out or stopped being it'),
+    effects: counter('inventory_effects', 'Decisions of MySQL applied to Redis, by kind and outcome'),
+    swept: counter('inventory_swept', 'Attempts past their deadline, by what became of them'),
+    tombstones: counter('inventory_tombstones', 'Rows that say "never an order", by reason'),
+    lostOrders: counter('inventory_lost_orders', 'Acknowledged orders that Kafka does not have'),
+    stock: meter().createObservableGauge('sale_stock_units', { description: 'Units, by sale and state' }),
+  };
+}
+
+export type InventoryMetrics = ReturnType<typeof inventoryMetrics>;

@@ -1,0 +1,232 @@
+import type { SaleReport } from '@flash-sale/contracts';
+import type { Database, SqlRow } from '@flash-sale/database';
+import { phaseAt } from '@flash-sale/domain';
+import { hasPassed, type KafkaAdmin } from '@flash-sale/kafka';
+import type { Account } from './keys.js';
+import type { KnownSale } from './sale-book.js';
+import type { LookOutcome, SaleState } from './sale-state.js';
+
+interface MysqlFigures {
+  /** As the report shows them. */
+  readonly shown: SaleReport['mysql'];
+  /** Units that the rows themselves say are sold. */
+  readonly soldByRows: number;
+  readonly quotaUsed: number;
+  readonly ledgerSold: number;
+  readonly ledgerFree: number;
+  readonly pendingDeadLetters: number;
+  readonly openPayments: number;
+}
+
+/**
+ * The reconciliation of a sale: what Redis, Kafka and MySQL say, each read on its own, and every difference in a sentence.
+ * Reads only.
+ */
+export class Reports {
+  constructor(
+    private readonly database: Database,
+    private readonly state: SaleState,
+    private readonly kafka: Pick<KafkaAdmin, 'logBounds' | 'committedOffsets'>,
+    private readonly options: {
+      readonly ordersTopic: string;
+      readonly ordersGroup: string;
+      readonly nowMs?: () => number;
+    },
+  ) {}
+
+  async report(sale: KnownSale): Promise<SaleReport> {
+    const [view, kafka, figures] = await Promise.all([
+      this.look(sale),
+      this.readKafka(),
+      this.readMysql(sale),
+    ]);
+    const differences = differencesOf(sale, view, figures);
+    const open = openOf(view, kafka.lag, figures);
+    const nowMs = (this.options.nowMs ?? Date.now)();
+    return {
+      saleId: sale.saleId,
+      phase: phaseAt(sale, view !== 'unavailable' && view.soldOut, nowMs),
+      allotment: sale.allotment,
+      redis: redisOf(view),
+      kafka: { endOffset: kafka.endOffset, committed: kafka.committed, lag: kafka.lag },
+      mysql: figures.shown,
+      differences,
+      verdict: open.length > 0 ? 'settling' : differences.length > 0 ? 'differs' : 'balanced',
+    };
+  }
+
+  /** What keeps a sale from being settled, in sentences; empty when nothing does. */
+  async findUnresolved(sale: KnownSale): Promise<string[]> {
+    const [view, kafka, figures] = await Promise.all([
+      this.look(sale),
+      this.readKafka(),
+      this.readMysql(sale),
+    ]);
+    const awaiting = figures.shown.ordersByState['awaiting_payment'] ?? 0;
+    const refunding = figures.shown.ordersByState['refunding'] ?? 0;
+    return [
+      ...openOf(view, kafka.lag, figures),
+      ...(view === 'unavailable' ? ['Redis does not know the sale'] : []),
+      ...(kafka.passed ? [] : [`the writer has ${kafka.lag} records of the topic to read`]),
+      ...(awaiting > 0 ? [`${awaiting} orders wait for their payment`] : []),
+      ...(refunding > 0 ? [`${refunding} orders are being refunded`] : []),
+      ...(figures.openPayments > 0 ? [`${figures.openPayments} payments are pending`] : []),
+    ];
+  }
+
+  private look(sale: KnownSale): Promise<LookOutcome> {
+    return this.state.look(sale).catch(() => 'unavailable');
+  }
+
+  private async readKafka() {
+    const { ends, lows } = await this.kafka.logBounds(this.options.ordersTopic);
+    const committed = await this.kafka.committedOffsets(this.options.ordersGroup, this.options.ordersTopic);
+    const sum = (offsets: Iterable<bigint>) => Number([...offsets].reduce((total, next) => total + next, 0n));
+    const read = [...ends].map(([partition]) => committed.get(partition) ?? lows.get(partition) ?? 0n);
+    return {
+      endOffset: sum(ends.values()),
+      committed: sum(read),
+      lag: Math.max(0, sum(ends.values()) - sum(read)),
+      passed: hasPassed(committed, ends, lows),
+    };
+  }
+
+  private async readMysql(sale: KnownSale): Promise<MysqlFigures> {
+    const one = async (sql: string) => (await this.database.query(sql, [sale.saleId]))[0] ?? {};
+    const [stock, orders, returned, effects, quota, ledger, dead, payments] = await Promise.all([
+      one('SELECT total, sold FROM sale_stock WHERE sale_id = ?'),
+      this.database.query(
+        `SELECT state, reason, COUNT(*) AS orders, SUM(quantity) AS units FROM orders
+         WHERE sale_id = ? GROUP BY state, reason`,
+        [sale.saleId],
+      ),
+      one(
+        `SELECT COALESCE(SUM(amount), 0) AS units FROM ledger
+         WHERE sale_id = ? AND account = 'free' AND order_id IS NOT NULL AND amount > 0`,
+      ),
+      one('SELECT COUNT(*) AS effects FROM effect WHERE sale_id = ? AND applied_at IS NULL'),
+      one('SELECT COALESCE(SUM(used), 0) AS used FROM quota WHERE sale_id = ?'),
+      one(
+        `SELECT COALESCE(SUM(CASE WHEN account = 'sold' THEN amount END), 0) AS sold,
+           COALESCE(SUM(CASE WHEN account = 'free' THEN amount END), 0) AS free FROM ledger WHERE sale_id = ?`,
+      ),
+      one(
+        `SELECT COUNT(*) AS pending FROM dead_letter
+         WHERE state = 'pending' AND order_id LIKE CONCAT(REPLACE(?, '_', '\\\\_'), '-______________________')`,
+      ),
+      one(
+        "SELECT COUNT(*) AS pending FROM payment WHERE sale_id = ? AND state NOT IN ('captured', 'declined')",
+      ),
+    ]);
+    const units = (state: string) => sumOf(orders, (row) => row['state'] === state, 'units');
+    return {
+      shown: {
+        total: numberOf(stock, 'total'),
+        sold: numberOf(stock, 'sold'),
+        paid: units('paid'),
+        returned: numberOf(returned, 'units'),
+        ordersByState: countBy(orders, 'state'),
+        rejectedByReason: countBy(
+          orders.filter((row) => row['state'] === 'rejected' || row['state'] === 'expired'),
+          'reason',
+        ),
+        unappliedEffects: numberOf(effects, 'effects'),
+      },
+      soldByRows: units('paid') + units('awaiting_payment'),
+      quotaUsed: numberOf(quota, 'used'),
+      ledgerSold: numberOf(ledger, 'sold'),
+      ledgerFree: numberOf(ledger, 'free'),
+      pendingDeadLetters: numberOf(dead, 'pending'),
+      openPayments: numberOf(payments, 'pending'),
+    };
+  }
+}
+
+/** What is still on its way, so that stores may rightly differ. */
+function openOf(view: LookOutcome, lag: number, mysql: MysqlFigures): string[] {
+  const unresolved = view === 'unavailable' ? 0 : view.unresolved;
+  return [
+    ...(unresolved > 0 ? [`${unresolved} holds, queued orders or transfers are not resolved`] : []),
+    ...(lag > 0 ? [`${lag} records in Kafka are not written yet`] : []),
+    ...(mysql.shown.unappliedEffects > 0
+      ? [`${mysql.shown.unappliedEffects} decisions have not reached Redis yet`]
+      : []),
+    ...(mysql.pendingDeadLetters > 0 ? [`${mysql.pendingDeadLetters} dead letters are not decided`] : []),
+  ];
+}
+
+function differencesOf(sale: KnownSale, view: LookOutcome, mysql: MysqlFigures): string[] {
+  if (sale.storedPhase === 'draft') return [];
+  const found: string[] = [];
+  const expect = (what: string, is: number, other: string, should: number) => {
+    if (is !== should) found.push(`${what} is ${is}, but ${other} is ${should}`);
+  };
+  expect('sale_stock.total in MySQL', mysql.shown.total, 'the allotment', sale.allotment);
+  expect('the sum of sold orders', mysql.soldByRows, 'sale_stock.sold', mysql.shown.sold);
+  expect('the sum of quotas', mysql.quotaUsed, 'sale_stock.sold', mysql.shown.sold);
+  expect("the ledger's sold balance", mysql.ledgerSold, 'sale_stock.sold', mysql.shown.sold);
+  if (view === 'unavailable') return [...found, 'Redis does not know the sale, or knows another epoch of it'];
+  const { accounts } = view;
+  const sum = (of: (account: Account) => number) =>
+    accounts.reduce((total, account) => total + of(account), 0);
+  expect(
+    'the sum of what the buckets began with',
+    sum((a) => a.initial),
+    'the allotment',
+    sale.allotment,
+  );
+  expect(
+    'the units sold in Redis',
+    sum((a) => a.sold),
+    'sale_stock.sold',
+    mysql.shown.sold,
+  );
+  expect('free and sold units in Redis', view.free + sum((a) => a.sold), 'the allotment', sale.allotment);
+  accounts.forEach((a, bucket) => {
+    const has = a.free + a.held + a.queued + a.sold;
+    expect(`what bucket ${bucket} has`, has, 'what it got', a.initial + a.in - a.out);
+  });
+  return found;
+}
+
+function redisOf(view: LookOutcome): SaleReport['redis'] {
+  const accounts = view === 'unavailable' ? [] : view.accounts;
+  const sum = (name: 'free' | 'held' | 'queued' | 'sold' | 'openTransfers') =>
+    accounts.reduce((total, account) => total + account[name], 0);
+  return {
+    available: view !== 'unavailable',
+    free: sum('free'),
+    held: sum('held'),
+    queued: sum('queued'),
+    sold: sum('sold'),
+    openTransfers: sum('openTransfers'),
+    buckets: accounts.map(({ initial, free, held, queued, sold, in: incoming, out }, bucket) => ({
+      bucket,
+      initial,
+      free,
+      held,
+      queued,
+      sold,
+      in: incoming,
+      out,
+    })),
+  };
+}
+
+/** SUM comes as a decimal in text, COUNT as a number or text. */
+function numberOf(row: SqlRow, column: string): number {
+  return Number(row[column] ?? 0);
+}
+
+function sumOf(rows: readonly SqlRow[], which: (row: SqlRow) => boolean, column: string): number {
+  return rows.filter(which).reduce((total, row) => total + numberOf(row, column), 0);
+}
+
+function countBy(rows: readonly SqlRow[], column: string): Record<string, number> {
+  const counts: Record<string, number> = {};
+  for (const row of rows) {
+    const name = String(row[column] ?? 'none');
+    counts[name] = (counts[name] ?? 0) + numberOf(row, 'orders');
+  }
+  return counts;
+}

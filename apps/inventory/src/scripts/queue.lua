@@ -1,0 +1,54 @@
+-- Turns holds into queued orders, before they are produced to Kafka. A replay by the same delivery is answered alike.
+-- KEYS  1 account  2 attempts  3 deadlines
+-- ARGV  1 how far ahead the deadline must be, ms; then 5 per item: tail, shopper, quantity, epoch, delivery hash
+-- Reply per item: 'QUEUED' | 'DECIDED' | 'EXPIRING' | 'TOKEN_EXPIRED' | 'OTHER_DELIVERY' | 'MISSING' | 'CONTRADICTS'
+--@include "include/attempt.lua"
+--@include "include/account.lua"
+
+local ITEM = 5
+-- A row of MySQL ended these; the others ended without one, unless Kafka is known to hold the order.
+local DECIDED = { cancelled = true, unpaid = true, limit = true, sold_out = true, refunding = true, lost = true }
+
+local now, ahead = now_ms(), tonumber(ARGV[1])
+local epoch = redis.call('HGET', KEYS[1], 'epoch')
+redis.call('ZCARD', KEYS[3])
+local tails = {}
+for at = 2, #ARGV, ITEM do tails[#tails + 1] = ARGV[at] end
+local records = {}
+for i, text in ipairs(redis.call('HMGET', KEYS[2], unpack(tails))) do records[tails[i]] = text or records[tails[i]] end
+local changed, queued_units = {}, 0
+
+local function decide(tail, shopper, quantity, token_epoch, delivery)
+  local text = records[tail]
+  if not text or token_epoch ~= epoch then return 'MISSING' end
+  -- A token is made of a hold: it never names an alias, another shopper or another quantity.
+  if alias_target(text) then return 'CONTRADICTS' end
+  local a = unpack_attempt(text)
+  if a.shopper ~= shopper or a.quantity ~= tonumber(quantity) then return 'CONTRADICTS' end
+  if a.state == 'h' or a.state == 'q' then return 'EXPIRING' end
+  if a.state == 'H' and now > a.deadline then return 'TOKEN_EXPIRED' end
+  if a.state == 'V' and not DECIDED[a.reason] and a.offset == '' then return 'TOKEN_EXPIRED' end
+  if a.delivery ~= '' and a.delivery ~= delivery then return 'OTHER_DELIVERY' end
+  if a.state == 'C' or a.state == 'V' then return 'DECIDED' end
+  if a.state == 'H' then queued_units = queued_units + a.quantity end
+  a.state = 'Q'
+  a.delivery = delivery
+  a.deadline = math.max(a.deadline, now + ahead)
+  records[tail] = pack_attempt(a)
+  changed[tail] = a.deadline
+  return 'QUEUED'
+end
+
+local results = {}
+for at = 2, #ARGV, ITEM do
+  results[#results + 1] = decide(ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
+end
+for tail, deadline in pairs(changed) do
+  redis.call('HSET', KEYS[2], tail, records[tail])
+  redis.call('ZADD', KEYS[3], deadline, tail)
+end
+if queued_units > 0 then
+  redis.call('HINCRBY', KEYS[1], 'held', -queued_units)
+  redis.call('HINCRBY', KEYS[1], 'queued', queued_units)
+end
+return results

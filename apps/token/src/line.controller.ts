@@ -1,0 +1,37 @@
+import { Controller, Inject } from '@nestjs/common';
+import { GrpcMethod } from '@nestjs/microservices';
+import type { token } from '@flash-sale/contracts';
+import { SaleId, ShopperId } from '@flash-sale/domain';
+import { Line } from './line.js';
+import { ProofOfWork } from './proof-of-work.js';
+
+/** The gRPC service `Line`: wire ↔ domain only. */
+@Controller()
+export class LineController {
+  constructor(
+    @Inject(Line) private readonly line: Line,
+    @Inject(ProofOfWork) private readonly proofOfWork: ProofOfWork,
+  ) {}
+
+  @GrpcMethod('Line', 'Enter')
+  async enter({ items }: token.EnterRequest): Promise<token.EnterReply> {
+    return { results: await this.line.enter(items) };
+  }
+
+  @GrpcMethod('Line', 'FindEntries')
+  async findEntries({ items }: token.FindEntriesRequest): Promise<token.FindEntriesReply> {
+    return { results: await this.line.find(items) };
+  }
+
+  @GrpcMethod('Line', 'Leave')
+  async leave({ items }: token.LeaveRequest): Promise<token.LeaveReply> {
+    return { results: await this.line.leave(items) };
+  }
+
+  @GrpcMethod('Line', 'CreateChallenge')
+  async createChallenge(request: token.CreateChallengeRequest): Promise<token.CreateChallengeReply> {
+    const saleId = SaleId.parse(request.saleId);
+    const challenge = await this.proofOfWork.create(saleId, ShopperId.parse(request.shopperId));
+    return { challengeJson: JSON.stringify(challenge) };
+  }
+}
