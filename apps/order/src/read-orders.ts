@@ -1,0 +1,225 @@
+import { Coalescer, type ProblemCode, type StockClient, type inventory } from '@flash-sale/contracts';
+import type { Database } from '@flash-sale/database';
+import { AttemptId, saleIdOf, type OrderState } from '@flash-sale/domain';
+import type { WriterLag } from './writer-lag.js';
+
+/** A row of `orders`, as far as shoppers see it. */
+export interface OrderRow {
+  readonly orderId: string;
+  readonly saleId: string;
+  readonly shopperId: string;
+  readonly skuId: string;
+  readonly quantity: number;
+  /** Minor units of the currency. */
+  readonly unitPrice: number;
+  readonly currency: string;
+  readonly state: OrderState;
+  readonly reason: string | null;
+  readonly payBefore: Date | null;
+  /** Null in a tombstone. */
+  readonly deliveryHash: string | null;
+  /** False in the tombstone of a hold that nobody ordered with: it keeps the hold from becoming an order, no more. */
+  readonly wasOrdered: boolean;
+  readonly createdAt: Date;
+  readonly updatedAt: Date;
+}
+
+export type FoundOrder =
+  | { readonly outcome: 'found'; readonly order: OrderRow }
+  | { readonly outcome: 'problem'; readonly problem: ProblemCode };
+
+export interface OrderPage {
+  readonly orders: readonly OrderRow[];
+  /** Undefined: no more. */
+  readonly nextCursor: string | undefined;
+}
+
+/** A hold that ended without an order leaves a row too, or it could still become one. Its shopper never ordered. */
+const WAS_ORDERED = `NOT (state = 'expired' AND reason <> 'lost' AND delivery_hash IS NULL AND kafka_offset IS NULL)`;
+
+/** The columns of an {@link OrderRow}. */
+export const COLUMNS = `order_id AS orderId, sale_id AS saleId, shopper_id AS shopperId, sku_id AS skuId, quantity,
+  unit_price AS unitPrice, currency, state, reason, pay_before AS payBefore, delivery_hash AS deliveryHash,
+  created_at AS createdAt, updated_at AS updatedAt, ${WAS_ORDERED} AS wasOrdered`;
+
+/** A row as the database gives it, see {@link rowFrom}. */
+export type RawRow = Record<keyof OrderRow, string | number | Date | null>;
+
+/** The inverse of {@link COLUMNS}. */
+export function rowFrom(raw: RawRow): OrderRow {
+  return { ...raw, unitPrice: Number(raw.unitPrice), wasOrdered: Number(raw.wasOrdered) === 1 } as OrderRow;
+}
+
+export interface OrderReaderOptions {
+  readonly database: Database;
+  readonly stock: Pick<StockClient, 'findHold'>;
+  readonly lag: Pick<WriterLag, 'hasWritten'>;
+  /** How long the sale of a queued order is remembered, ms. */
+  readonly saleTtlMs?: number;
+}
+
+interface SaleTerms {
+  readonly unitPrice: number;
+  readonly currency: string;
+}
+
+const MAX_PAGE = 100;
+const MAX_REMEMBERED_SALES = 1_000;
+
+/** Finds orders: a row where the writer has been, else what Redis knows of a queued one. */
+export class OrderReader {
+  private readonly rows: Coalescer<string, OrderRow | undefined>;
+  private readonly sales = new Map<
+    string,
+    { readonly terms: Promise<SaleTerms | undefined>; readonly atMs: number }
+  >();
+  private readonly saleTtlMs: number;
+
+  constructor(private readonly options: OrderReaderOptions) {
+    this.saleTtlMs = options.saleTtlMs ?? 60_000;
+    this.rows = new Coalescer((orderIds) => this.readRows(orderIds), { name: 'orders rows', maxInFlight: 2 });
+  }
+
+  /** The row of an order; reads of one event-loop turn share a SELECT. */
+  row(orderId: string, deadlineMs: number): Promise<OrderRow | undefined> {
+    return this.rows.call(orderId, deadlineMs);
+  }
+
+  /**
+   * The order as its shopper sees it. Somebody else's is `not_found`, and so is a hold that was never ordered. An order that
+   * was once answered is never `not_found` later: before that is said, the writer must have passed everything that was
+   * acknowledged, and while this cannot be known the answer is `unavailable`.
+   *
+   * @param deadlineMs on the `performance.now()` scale
+   */
+  async find(orderId: string, shopperId: string, deadlineMs: number): Promise<FoundOrder> {
+    if (!AttemptId.safeParse(orderId).success) return problem('not_found');
+    const row = await this.row(orderId, deadlineMs);
+    if (row) return visible(row, shopperId);
+    const hold = await this.findHold(orderId, shopperId, deadlineMs);
+    if (hold.outcome === 'UNAVAILABLE') return problem('unavailable');
+    if (isQueued(hold)) return this.queuedOrder(orderId, hold.hold);
+    // Redis may have been told of the row, or the writer may have written it, after we looked.
+    const late = await this.row(orderId, deadlineMs);
+    if (late) return visible(late, shopperId);
+    if (hold.outcome === 'CONFIRMED' || hold.outcome === 'VOID') return problem('unavailable');
+    if (!(await this.options.lag.hasWritten(orderId, deadlineMs))) return problem('unavailable');
+    const last = await this.row(orderId, deadlineMs);
+    return last ? visible(last, shopperId) : problem('not_found');
+  }
+
+  /**
+   * A shopper's orders, newest first.
+   *
+   * @param cursor from the page before; empty for the first
+   * @returns undefined where the cursor is none of ours
+   */
+  async list(shopperId: string, cursor: string, limit: number): Promise<OrderPage | undefined> {
+    const from = cursor === '' ? undefined : readCursor(cursor);
+    if (from === null) return undefined;
+    const size = Math.min(Math.max(limit, 1), MAX_PAGE);
+    const before = from ? 'AND (created_at < ? OR (created_at = ? AND order_id < ?))' : '';
+    const rows = await this.options.database.query<RawRow>(
+      `SELECT ${COLUMNS} FROM orders WHERE shopper_id = ? AND ${WAS_ORDERED} ${before}
+        ORDER BY created_at DESC, order_id DESC LIMIT ?`,
+      [shopperId, ...(from ? [from.createdAt, from.createdAt, from.orderId] : []), size + 1],
+    );
+    const orders = rows.slice(0, size).map(rowFrom);
+    const last = orders.at(-1);
+    return { orders, nextCursor: rows.length > size && last ? cursorAfter(last) : undefined };
+  }
+
+  private async findHold(
+    attemptId: string,
+    shopperId: string,
+    deadlineMs: number,
+  ): Promise<inventory.FindHoldResult> {
+    try {
+      const item = { attemptId, shopperId, context: undefined };
+      return await this.options.stock.findHold(item, Math.max(1, deadlineMs - performance.now()));
+    } catch {
+      // No answer is no knowledge; the caller says so to the shopper.
+      return { outcome: 'UNAVAILABLE', hold: undefined };
+    }
+  }
+
+  private async queuedOrder(orderId: string, hold: inventory.Hold): Promise<FoundOrder> {
+    const saleId = saleIdOf(orderId as AttemptId);
+    const sale = await this.sale(saleId);
+    if (!sale) return problem('unavailable');
+    const at = new Date(hold.grantedAtMs);
+    return {
+      outcome: 'found',
+      order: {
+        orderId,
+        saleId,
+        shopperId: hold.shopperId,
+        skuId: hold.skuId,
+        quantity: hold.quantity,
+        unitPrice: sale.unitPrice,
+        currency: sale.currency,
+        state: 'queued',
+        reason: null,
+        payBefore: null,
+        deliveryHash: null,
+        wasOrdered: true,
+        createdAt: at,
+        updatedAt: at,
+      },
+    };
+  }
+
+  private async sale(saleId: string): Promise<SaleTerms | undefined> {
+    const known = this.sales.get(saleId);
+    if (known && performance.now() - known.atMs < this.saleTtlMs) return known.terms;
+    if (this.sales.size >= MAX_REMEMBERED_SALES) this.sales.clear();
+    // The promise is what is remembered, so that a crowd that asks at once asks once.
+    const terms = this.readSale(saleId);
+    this.sales.set(saleId, { terms, atMs: performance.now() });
+    const forget = () => this.sales.delete(saleId);
+    terms.then((found) => found ?? forget(), forget);
+    return terms;
+  }
+
+  private async readSale(saleId: string): Promise<SaleTerms | undefined> {
+    const [row] = await this.options.database.query<{ unit_price: string; currency: string }>(
+      'SELECT unit_price, currency FROM sale WHERE sale_id = ?',
+      [saleId],
+    );
+    return row && { unitPrice: Number(row.unit_price), currency: row.currency };
+  }
+
+  private async readRows(orderIds: readonly string[]): Promise<(OrderRow | undefined)[]> {
+    const rows = await this.options.database.query<RawRow>(
+      `SELECT ${COLUMNS} FROM orders WHERE order_id IN (?)`,
+      [[...new Set(orderIds)]],
+    );
+    const byId = new Map(rows.map((raw) => [String(raw.orderId), rowFrom(raw)]));
+    return orderIds.map((orderId) => byId.get(orderId));
+  }
+}
+
+function isQueued(
+  found: inventory.FindHoldResult,
+): found is inventory.FindHoldResult & { readonly hold: inventory.Hold } {
+  return found.outcome === 'QUEUED' && found.hold !== undefined;
+}
+
+function visible(row: OrderRow, shopperId: string): FoundOrder {
+  return row.shopperId === shopperId && row.wasOrdered
+    ? { outcome: 'found', order: row }
+    : problem('not_found');
+}
+
+function problem(code: ProblemCode): FoundOrder {
+  return { outcome: 'problem', problem: code };
+}
+
+function cursorAfter(row: OrderRow): string {
+  return Buffer.from(`${row.createdAt.getTime()}.${row.orderId}`).toString('base64url');
+}
+
+function readCursor(cursor: string): { readonly createdAt: Date; readonly orderId: string } | null {
+  const match = /^(\d{1,15})\.([A-Za-z0-9_-]{1,64})$/.exec(Buffer.from(cursor, 'base64url').toString('utf8'));
+  return match?.[1] && match[2] ? { createdAt: new Date(Number(match[1])), orderId: match[2] } : null;
+}
