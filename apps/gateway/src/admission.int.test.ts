@@ -1,0 +1,250 @@
+import { randomBytes } from 'node:crypto';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from '@jest/globals';
+import { CallFailed, SALE_FEED, encodeSnapshot, type SaleSnapshot, type token } from '@flash-sale/contracts';
+import { IdempotencyKey, ShopperId, bucketOf, filterBitsFor, filterPositions } from '@flash-sale/domain';
+import { connectRedis, type RedisClient } from '@flash-sale/redis';
+import { createLog } from '@flash-sale/service';
+import { Admissions, type EntryRequest } from './admission.js';
+import { saleOf } from './gateway.test-world.js';
+import { Refusal } from './problems.js';
+import { RateLimits } from './rate-limits.js';
+import { SalesFeed } from './sales-feed.js';
+
+/**
+ * Who is refused from memory and who is asked for, on a real feed in a real Redis (REDIS_URL, its database 3). The line
+ * behind notes what it was asked and answers as told.
+ */
+const NOT_FOUND: Partial<token.Entry> = { problem: 'not_found' };
+const GRANTED: Partial<token.Entry> = { problem: '', state: 'granted', created: true };
+let url: string;
+let redis: RedisClient;
+let feed: SalesFeed;
+let asked: string[];
+let answers: { enter: Partial<token.Entry>; find: Partial<token.Entry> };
+let published: SaleSnapshot[];
+
+beforeAll(async () => {
+  const address = process.env['REDIS_URL'];
+  if (!address)
+    throw new Error('REDIS_URL is not set: run this test by `npm test`, or start a stack and name it');
+  url = new URL('/3', address).href;
+  redis = await connectRedis({ url, name: 'admission-test' });
+});
+afterAll(() => redis.disconnect());
+beforeEach(async () => {
+  asked = [];
+  published = [];
+  answers = { enter: GRANTED, find: NOT_FOUND };
+  feed = new SalesFeed({ redis, address: { url }, log: createLog('test', 'silent') });
+  await feed.start();
+});
+afterEach(async () => {
+  await feed.close();
+  for (const { saleId } of published) {
+    await redis.hdel(SALE_FEED.snapshots, saleId);
+    await redis.del(SALE_FEED.holders(saleId));
+  }
+});
+
+const line = {
+  enter: async (): Promise<token.Entry> => {
+    asked.push('enter');
+    return answers.enter as token.Entry;
+  },
+  findEntry: async (): Promise<token.Entry> => {
+    asked.push('find');
+    return answers.find as token.Entry;
+  },
+};
+function admissions(perShopper = 0): Admissions {
+  return new Admissions(feed, new RateLimits({ redis, perShopper, perAddress: 0 }), line);
+}
+async function publish(changes: Partial<SaleSnapshot>): Promise<SaleSnapshot> {
+  const snapshot = saleOf(changes);
+  published.push(snapshot);
+  await redis.hset(SALE_FEED.snapshots, snapshot.saleId, encodeSnapshot(snapshot));
+  await redis.publish(SALE_FEED.channel, encodeSnapshot(snapshot));
+  await until(() => feed.find(snapshot.saleId)?.snapshot.version === snapshot.version);
+  return snapshot;
+}
+async function until(condition: () => boolean, withinMs = 3_000): Promise<void> {
+  const giveUpAt = performance.now() + withinMs;
+  while (!condition()) {
+    if (performance.now() > giveUpAt) throw new Error('it never came to be');
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+const request = ({ saleId }: SaleSnapshot, changes: Partial<EntryRequest> = {}): EntryRequest => ({
+  saleId,
+  shopperId: ShopperId.parse(`s${randomBytes(6).toString('hex')}`),
+  address: '127.0.0.1',
+  key: IdempotencyKey.parse('k'),
+  quantity: 1,
+  challenge: '',
+  hasTicket: false,
+  context: { traceparent: '', requestId: 'r' },
+  ...changes,
+});
+/** The published filter with one holder in it. */
+async function publishHolder(
+  snapshot: Pick<SaleSnapshot, 'saleId' | 'bucketCount' | 'filterBits'>,
+  holder: ShopperId,
+) {
+  const { saleId, bucketCount, filterBits } = snapshot;
+  const bitmap = Buffer.alloc((filterBits / 8) * bucketCount);
+  for (const position of filterPositions(holder, filterBits)) {
+    const at = bucketOf(holder, bucketCount) * (filterBits / 8) + (position >> 3);
+    bitmap.writeUInt8(bitmap.readUInt8(at) | (0x80 >> (position & 7)), at);
+  }
+  await redis.set(SALE_FEED.holders(saleId), bitmap);
+}
+
+describe('Admissions.enter', () => {
+  it("lets an open sale's shoppers through to the line", async () => {
+    const sale = await publish({});
+    expect(await admissions().enter(request(sale))).toMatchObject({ outcome: 'entry', entry: GRANTED });
+    expect(asked).toEqual(['enter']);
+  });
+
+  it('does not know a sale that nobody published', async () => {
+    expect(await admissions().enter(request(saleOf()))).toEqual({ outcome: 'refused', code: 'not_found' });
+    expect(asked).toEqual([]);
+  });
+
+  it.each([
+    ['draft', {}, 'sale_not_open'],
+    ['warming', {}, 'sale_not_open'],
+    ['warmed', { opensAtMs: Date.now() + 60_000 }, 'sale_not_open'],
+  ] as const)('refuses a sale that is %s without asking anybody', async (storedPhase, changes, code) => {
+    const sale = await publish({ storedPhase, ...changes });
+    expect(await admissions().enter(request(sale))).toEqual({ outcome: 'refused', code });
+    expect(asked).toEqual([]);
+  });
+
+  it("leaves it to Redis' clock within the last moment before the opening and the first after the closing", async () => {
+    const opening = await publish({ opensAtMs: feed.now() + 200 });
+    await admissions().enter(request(opening));
+    const closing = await publish({ closesAtMs: feed.now() - 20 });
+    await admissions().enter(request(closing));
+    expect(asked).toEqual(['enter', 'enter']);
+  });
+
+  it.each([
+    ['paused', { storedPhase: 'paused' }, 'sale_paused'],
+    ['closed by an operator', { storedPhase: 'closed' }, 'sale_closed'],
+    ['closed by the clock', { closesAtMs: Date.now() - 30_000 }, 'sale_closed'],
+    ['settled', { storedPhase: 'settled' }, 'sale_closed'],
+  ] as const)('looks for a known attempt before it refuses a sale that is %s', async (_, changes, code) => {
+    const sale = await publish(changes);
+    expect(await admissions().enter(request(sale))).toEqual({ outcome: 'refused', code });
+    answers.find = { ...GRANTED, created: false };
+    expect(await admissions().enter(request(sale))).toMatchObject({
+      outcome: 'entry',
+      entry: { state: 'granted', created: false },
+    });
+    expect(asked).toEqual(['find', 'find']);
+  });
+
+  it('refuses strangers from memory while everything is sold, and looks for those who may hold units', async () => {
+    const filterBits = filterBitsFor(100, 4);
+    const holder = ShopperId.parse('holder-1');
+    const draft = saleOf({ soldOut: true, filterBits, filterVersion: 7, version: 2 });
+    await publishHolder(draft, holder);
+    const sale = await publish(draft);
+    const gate = admissions();
+    await until(() => {
+      const known = feed.find(sale.saleId);
+      return known !== undefined && !feed.mayHold(known, ShopperId.parse('stranger'));
+    });
+    for (let i = 0; i < 50; i += 1) {
+      expect(await gate.enter(request(sale, { shopperId: ShopperId.parse(`stranger-${i}`) }))).toEqual({
+        outcome: 'refused',
+        code: 'sold_out',
+      });
+    }
+    // Of 50 strangers hardly one can be mistaken for a holder.
+    expect(asked.length).toBeLessThanOrEqual(2);
+    asked = [];
+    answers.find = { ...GRANTED, created: false };
+    expect(await gate.enter(request(sale, { shopperId: holder }))).toMatchObject({ outcome: 'entry' });
+    expect(asked).toEqual(['find']);
+    asked = [];
+    answers.find = NOT_FOUND;
+    await gate.enter(request(sale, { hasTicket: true }));
+    expect(asked).toEqual(['find']);
+  });
+
+  it('asks for everybody as long as the filter is not the one that the sale names', async () => {
+    const filterBits = filterBitsFor(100, 4);
+    const draft = saleOf({ soldOut: true, filterBits, filterVersion: 7, version: 2 });
+    const sale = await publish(draft);
+    expect(await admissions().enter(request(sale))).toEqual({ outcome: 'refused', code: 'sold_out' });
+    expect(asked).toEqual(['find']);
+  });
+
+  it('sells again as soon as units are back, and drops what an older snapshot says', async () => {
+    const sale = await publish({ soldOut: true, version: 5 });
+    await publish({ ...sale, soldOut: false, version: 6 });
+    await redis.publish(SALE_FEED.channel, encodeSnapshot({ ...sale, soldOut: true, version: 4 }));
+    await redis.publish(SALE_FEED.channel, 'not a snapshot');
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    expect(await admissions().enter(request(sale))).toMatchObject({ outcome: 'entry' });
+  });
+
+  it('does not let a quantity wait in line that nobody may have', async () => {
+    const sale = await publish({ line: { mode: 'fifo', admitPerSecond: 1, overbook: 0 } });
+    expect(await admissions().enter(request(sale, { quantity: 3 }))).toEqual({
+      outcome: 'refused',
+      code: 'limit_reached',
+    });
+    expect(asked).toEqual([]);
+  });
+
+  it("limits a shopper's rate, but still answers a known attempt a little beyond it", async () => {
+    const sale = await publish({});
+    const gate = admissions(4);
+    const shopperId = ShopperId.parse(`fast-${randomBytes(4).toString('hex')}`);
+    const storm = await Promise.all(
+      Array.from({ length: 12 }, () => gate.enter(request(sale, { shopperId }))),
+    );
+    const limited = storm.filter((answer) => answer.outcome === 'refused');
+    expect(limited.length).toBeGreaterThanOrEqual(7);
+    expect(limited[0]).toMatchObject({ code: 'rate_limited', retryAfterSeconds: 1 });
+    answers.find = { ...GRANTED, created: false };
+    expect(await gate.enter(request(sale, { shopperId }))).toMatchObject({
+      outcome: 'entry',
+      entry: { created: false },
+    });
+    // A machine is not answered any more, whatever it owns.
+    const flood = await Promise.all(
+      Array.from({ length: 40 }, () => gate.enter(request(sale, { shopperId }))),
+    );
+    expect(flood.at(-1)).toMatchObject({ outcome: 'refused', code: 'rate_limited' });
+  });
+
+  it('asks to come again when nobody answers', async () => {
+    const sale = await publish({});
+    const silent = new Admissions(feed, new RateLimits({ redis, perShopper: 0, perAddress: 0 }), {
+      ...line,
+      enter: () => Promise.reject(new CallFailed('Line.Enter', 'UNAVAILABLE', new Error('gone'))),
+    });
+    await expect(silent.enter(request(sale))).rejects.toThrow(new Refusal('unavailable'));
+  });
+});
+
+describe('SalesFeed', () => {
+  it('knows within a second and a half what was published while it was not listening, and what is gone', async () => {
+    const sale = saleOf();
+    published.push(sale);
+    await redis.hset(SALE_FEED.snapshots, sale.saleId, encodeSnapshot(sale));
+    await until(() => feed.find(sale.saleId) !== undefined, 1_500);
+    await redis.hdel(SALE_FEED.snapshots, sale.saleId);
+    await until(() => feed.find(sale.saleId) === undefined, 1_500);
+  });
+
+  it('goes by the clock of Redis', async () => {
+    const [seconds] = await redis.time();
+    expect(Math.abs(feed.now() - Number(seconds) * 1_000)).toBeLessThan(1_100);
+    expect(feed.isFresh()).toBe(true);
+  });
+});

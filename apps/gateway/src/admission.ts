@@ -1,0 +1,157 @@
+import type { LineClient, ProblemCode, item, token } from '@flash-sale/contracts';
+import { readProblem } from '@flash-sale/contracts';
+import {
+  attemptIdOf,
+  type AttemptId,
+  type IdempotencyKey,
+  type SaleId,
+  type ShopperId,
+} from '@flash-sale/domain';
+import { answerOf } from './problems.js';
+import type { RateLimits, RateVerdict } from './rate-limits.js';
+import type { KnownSale, SalesFeed } from './sales-feed.js';
+
+export interface EntryRequest {
+  readonly saleId: SaleId;
+  readonly shopperId: ShopperId;
+  readonly address: string;
+  readonly key: IdempotencyKey;
+  readonly quantity: number;
+  /** The solved challenge; empty for none. */
+  readonly challenge: string;
+  /** Whether the shopper shows a ticket: then there is a place in a line to be looked up. */
+  readonly hasTicket: boolean;
+  readonly context: item.ItemContext;
+}
+
+export type Admission =
+  | { readonly outcome: 'entry'; readonly entry: token.Entry }
+  | { readonly outcome: 'refused'; readonly code: ProblemCode; readonly retryAfterSeconds?: number };
+
+/**
+ * Near the moment of opening or closing the clocks' difference could refuse somebody wrongly; there Redis decides, which
+ * looks at its own clock within the grant.
+ */
+const CLOCK_MARGIN_MS = 250;
+
+/**
+ * Who gets as far as the line. What memory knows is refused from memory, at the price of nothing; but a known attempt is
+ * answered before phase, sold-out and rate, because its first answer may have been lost on the way. So whoever may be known
+ * (the holder filter never misses one who is) is looked up before being refused.
+ */
+export class Admissions {
+  constructor(
+    private readonly feed: SalesFeed,
+    private readonly limits: RateLimits,
+    private readonly line: Pick<LineClient, 'enter' | 'findEntry'>,
+  ) {}
+
+  /** Enters a sale. Idempotent by the shopper's key. */
+  async enter(request: EntryRequest): Promise<Admission> {
+    const rate = await this.limits.take(request.address, request.shopperId);
+    const sale = this.feed.find(request.saleId);
+    if (rate.outcome === 'beyond' && !(sale && rate.slightly)) return limited(rate);
+    if (!sale) return { outcome: 'refused', code: this.feed.isFresh() ? 'not_found' : 'unavailable' };
+    const attemptId = attemptIdOf(request.saleId, request.shopperId, request.key);
+    const code = rate.outcome === 'beyond' ? 'rate_limited' : this.refusalOf(sale, request);
+    if (code !== null) {
+      const refused = rate.outcome === 'beyond' ? limited(rate) : ({ outcome: 'refused', code } as const);
+      return this.mayBeKnown(sale, request, code) ? this.knownOr(sale, attemptId, request, refused) : refused;
+    }
+    const { snapshot } = sale;
+    const entry = await answerOf(
+      this.line.enter({
+        attemptId,
+        shopperId: request.shopperId,
+        quantity: request.quantity,
+        challengeSolution: request.challenge,
+        challenge: snapshot.challenge ?? '',
+        lineMode: snapshot.line.mode,
+        admitPerSecond: snapshot.line.admitPerSecond,
+        context: request.context,
+      }),
+    );
+    return asAdmission(entry);
+  }
+
+  /** Where an entry stands; `null` where the shopper has no such entry. */
+  async find(
+    attemptId: AttemptId,
+    saleId: SaleId,
+    shopperId: ShopperId,
+    context: item.ItemContext,
+  ): Promise<Admission> {
+    const sale = this.feed.find(saleId);
+    if (!sale) return { outcome: 'refused', code: this.feed.isFresh() ? 'not_found' : 'unavailable' };
+    return asAdmission(await this.lookUp(sale, attemptId, shopperId, context));
+  }
+
+  /** Whether a sale has a line; of a sale that is not known here, the answer that costs a look more. */
+  modeOf(saleId: SaleId): string {
+    return this.feed.find(saleId)?.snapshot.line.mode ?? 'fifo';
+  }
+
+  /** What memory says against an entry; `null` for nothing. */
+  private refusalOf({ snapshot }: KnownSale, request: EntryRequest): ProblemCode | null {
+    if (!this.feed.isFresh()) return null;
+    const nowMs = this.feed.now();
+    switch (this.feed.phaseOf(snapshot)) {
+      case 'draft':
+      case 'warming':
+        return 'sale_not_open';
+      case 'warmed':
+        return nowMs < snapshot.opensAtMs - CLOCK_MARGIN_MS ? 'sale_not_open' : null;
+      case 'paused':
+        return 'sale_paused';
+      case 'sold_out':
+        return 'sold_out';
+      case 'closed':
+        return snapshot.storedPhase === 'closed' || nowMs >= snapshot.closesAtMs + CLOCK_MARGIN_MS
+          ? 'sale_closed'
+          : null;
+      case 'settled':
+        return 'sale_closed';
+      case 'open':
+        // Nobody should wait in a line for what will be refused at its head.
+        return snapshot.line.mode === 'fifo' && request.quantity > snapshot.limitPerShopper
+          ? 'limit_reached'
+          : null;
+    }
+  }
+
+  private mayBeKnown(sale: KnownSale, request: EntryRequest, code: ProblemCode): boolean {
+    if (code === 'sale_not_open' || code === 'limit_reached') return false;
+    return (
+      request.hasTicket || sale.snapshot.line.mode === 'fifo' || this.feed.mayHold(sale, request.shopperId)
+    );
+  }
+
+  private async knownOr(
+    sale: KnownSale,
+    attemptId: AttemptId,
+    request: EntryRequest,
+    refused: Admission,
+  ): Promise<Admission> {
+    const entry = await this.lookUp(sale, attemptId, request.shopperId, request.context);
+    return entry.problem === 'not_found' ? refused : asAdmission(entry);
+  }
+
+  private lookUp(
+    { snapshot }: KnownSale,
+    attemptId: AttemptId,
+    shopperId: ShopperId,
+    context: item.ItemContext,
+  ): Promise<token.Entry> {
+    const { mode, admitPerSecond } = snapshot.line;
+    return answerOf(this.line.findEntry({ attemptId, shopperId, lineMode: mode, admitPerSecond, context }));
+  }
+}
+
+function limited(rate: RateVerdict & { outcome: 'beyond' }): Admission {
+  return { outcome: 'refused', code: 'rate_limited', retryAfterSeconds: rate.retryAfterSeconds };
+}
+
+function asAdmission(entry: token.Entry): Admission {
+  const code = readProblem(entry.problem);
+  return code ? { outcome: 'refused', code } : { outcome: 'entry', entry };
+}
