@@ -1,0 +1,120 @@
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { afterAll, describe, expect, it } from '@jest/globals';
+import { UsageError } from './env.js';
+import type { LoggedAttempt, LogEvidence } from './evidence.js';
+import { attemptIdOf } from './grammar.js';
+import { readLog } from './read-log.js';
+
+const folder = mkdtempSync(join(tmpdir(), 'audit-log-'));
+afterAll(() => rmSync(folder, { recursive: true }));
+
+const ID = attemptIdOf('s', 'alice', 'k1');
+const LINE = {
+  op: 'entry',
+  attemptId: '',
+  saleId: 's',
+  shopperId: 'alice',
+  skuId: 'sku',
+  quantity: 1,
+  key: 'k1',
+  sentMs: 1_000,
+  receivedMs: 1_010,
+  http: 201,
+  code: '',
+  state: '',
+};
+const line = (change: Partial<Record<keyof typeof LINE | 'purchaseToken', string | number>>) =>
+  JSON.stringify({ ...LINE, ...change });
+
+function read(...lines: string[]): Promise<LogEvidence> {
+  const file = join(folder, 'log.jsonl');
+  writeFileSync(file, lines.join('\n'));
+  return readLog(file, 's', null);
+}
+async function attemptAfter(...lines: string[]): Promise<LoggedAttempt> {
+  const attempt = (await read(...lines)).attempts.get(ID);
+  if (!attempt) throw new Error('the attempt is not in the evidence');
+  return attempt;
+}
+
+describe('the crowd’s log', () => {
+  it('knows an attempt by what was sent, even where no id was answered', async () => {
+    const attempt = await attemptAfter(line({ http: 0 }));
+    expect(attempt).toMatchObject({ shopperId: 'alice', asked: true, granted: false, entryUnclear: true });
+  });
+
+  it('gives an answer to the entry that it is about where the key is an alias', async () => {
+    const alias = attemptIdOf('s', 'alice', 'k2');
+    const { attempts } = await read(
+      line({ state: 'granted', attemptId: ID }),
+      line({ key: 'k2', attemptId: ID, http: 200, state: 'granted' }),
+    );
+    expect(attempts.get(ID)).toMatchObject({ granted: true, asked: true });
+    expect(attempts.get(alias)).toMatchObject({ granted: false, asked: true, entryRefusal: '' });
+  });
+
+  it('takes the body that was acted on', async () => {
+    const granted = line({ state: 'granted', attemptId: ID });
+    const other = line({ quantity: 2, http: 422, code: 'idempotency_key_reused' });
+    expect(await attemptAfter(other, granted)).toMatchObject({ quantity: 1 });
+    expect(await attemptAfter(granted, other)).toMatchObject({
+      quantity: 1,
+      entryRefusal: 'idempotency_key_reused',
+    });
+  });
+
+  it('takes the first 202 of an order, and no 202 that only shows a rejection', async () => {
+    const order = { op: 'order', attemptId: ID, http: 202 };
+    const rejected = line({ ...order, state: 'rejected' });
+    expect(await attemptAfter(rejected)).toMatchObject({ acceptedAtMs: null, lastOrderState: 'rejected' });
+    const both = await attemptAfter(
+      line({ ...order, state: 'queued', receivedMs: 2_000 }),
+      line({ ...order, state: 'queued', receivedMs: 3_000 }),
+    );
+    expect(both).toMatchObject({ acceptedAtMs: 2_000, ordersSent: 2, orderUnclear: false });
+  });
+
+  it('keeps different tokens apart and equal ones together', async () => {
+    const granted = (purchaseToken: string) => line({ attemptId: ID, state: 'granted', purchaseToken });
+    expect((await attemptAfter(granted('a'), granted('b'), granted('a'))).tokens).toHaveLength(2);
+  });
+
+  it('remembers that an attempt may still be waiting, or has been sent away', async () => {
+    const waiting = line({ attemptId: ID, http: 202, state: 'waiting' });
+    expect(await attemptAfter(waiting)).toMatchObject({ waiting: true });
+    const soldOut = line({ op: 'entry-status', attemptId: ID, http: 200, state: 'sold_out' });
+    expect(await attemptAfter(waiting, soldOut)).toMatchObject({ waiting: false, entryRefusal: 'sold_out' });
+  });
+
+  it('counts refusals by reason, and keeps of sold_out answers sent in one millisecond the soonest answered', async () => {
+    const soldOut = { http: 410, code: 'sold_out' };
+    const log = await read(
+      line({ ...soldOut, receivedMs: 1_030 }),
+      line({ ...soldOut, receivedMs: 1_020, shopperId: 'bob' }),
+      line({ ...soldOut, sentMs: 1_001, receivedMs: 1_040 }),
+      line({ http: 429, code: 'rate_limited' }),
+    );
+    expect(Object.fromEntries(log.refused)).toEqual({ sold_out: 3, rate_limited: 1 });
+    expect(log.toldSoldOut).toBe(3);
+    expect(log.soldOut.map(({ receivedMs }) => receivedMs)).toEqual([1_020, 1_040]);
+  });
+
+  it('passes over other sales, empty lines and a last line that was cut off', async () => {
+    const log = await read(line({ saleId: 'another' }), '', line({}), line({}).slice(0, 40));
+    expect(log.exchanges).toBe(1);
+  });
+
+  it.each([
+    ['a cut line in the middle', ['{"op":', line({})], /line 1 is no JSON object/],
+    ['a missing field', [JSON.stringify({ ...LINE, http: undefined })], /line 1 has no number "http"/],
+    ['an unknown operation', [line({}), line({ op: 'buy' })], /line 2 has an unknown op: buy/],
+    ['an entry without its key', [line({ key: '' })], /without its key/],
+    ['an order without an id', [line({ op: 'order' })], /order without an attemptId/],
+  ])('refuses %s', async (_name, lines, message) => {
+    const reading = read(...lines);
+    await expect(reading).rejects.toThrow(UsageError);
+    await expect(reading).rejects.toThrow(message);
+  });
+});

@@ -1,0 +1,296 @@
+import { createConnection, type Connection, type RowDataPacket } from 'mysql2/promise';
+import { UsageError } from './env.js';
+import type { LedgerLeg, MysqlEvidence, OrderRow } from './evidence.js';
+
+const PAGE_ROWS = 5_000;
+const QUERY_TIMEOUT_MS = 60_000;
+
+type Row = Record<string, unknown>;
+
+/** Reads the sale's rows, all of them in one snapshot that is declared read-only. */
+export class MysqlReader {
+  private connection: Connection | null = null;
+
+  constructor(private readonly url: string) {}
+
+  /** @throws UsageError where the database does not answer */
+  async connect(): Promise<void> {
+    const { host, pathname } = new URL(this.url);
+    try {
+      this.connection = await createConnection({
+        uri: this.url,
+        connectTimeout: 5_000,
+        timezone: 'Z',
+        supportBigNumbers: true,
+      });
+    } catch (error) {
+      throw new UsageError(
+        `MySQL does not answer at ${host}${pathname} (${reasonOf(error)}); start it, or set MYSQL_URL to where the sale was written.`,
+      );
+    }
+  }
+
+  /** How many buckets the sale has. @throws UsageError where there is no such sale */
+  async bucketCount(saleId: string): Promise<number> {
+    return num((await this.saleRow(saleId))['bucket_count']);
+  }
+
+  /** Effects that Redis has not been told yet. */
+  async unappliedEffects(saleId: string): Promise<number> {
+    const [row] = await this.rows(
+      'SELECT COUNT(*) AS n FROM effect WHERE sale_id = ? AND applied_at IS NULL',
+      [saleId],
+    );
+    return num(row?.['n']);
+  }
+
+  async read(saleId: string): Promise<MysqlEvidence> {
+    await this.rows('SET TRANSACTION ISOLATION LEVEL REPEATABLE READ');
+    await this.rows('START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY');
+    try {
+      return await this.readSnapshot(saleId);
+    } finally {
+      await this.rows('COMMIT');
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.connection?.end();
+  }
+
+  private async readSnapshot(saleId: string): Promise<MysqlEvidence> {
+    const sale = await this.saleRow(saleId);
+    const [stock] = await this.rows('SELECT total, sold FROM sale_stock WHERE sale_id = ?', [saleId]);
+    const [count] = await this.rows('SELECT COUNT(*) AS n FROM orders WHERE sale_id = ?', [saleId]);
+    const orders = await this.orders(saleId);
+    const ordersById = new Map(orders.map((order) => [order.orderId, order]));
+    const orphans: MysqlEvidence['orphans'][number][] = [];
+    const rowOf = (orderId: string, table: (typeof orphans)[number]['table']) => {
+      const order = ordersById.get(orderId);
+      if (!order) orphans.push({ table, orderId });
+      return order;
+    };
+    await this.addEvents(saleId, (id) => rowOf(id, 'order_event'));
+    await this.addEffects(saleId, (id) => rowOf(id, 'effect'));
+    await this.addPayments(saleId, (id) => rowOf(id, 'payment'));
+    return {
+      sale: {
+        skuId: text(sale['sku_id']),
+        unitPrice: num(sale['unit_price']),
+        currency: text(sale['currency']),
+        limitPerShopper: num(sale['limit_per_shopper']),
+        bucketCount: num(sale['bucket_count']),
+        phase: text(sale['phase']),
+        epoch: num(sale['epoch']),
+        opensAtMs: ms(sale['opens_at']),
+      },
+      // A sale that was never warmed up has no stock row: nothing to sell, nothing sold.
+      stock: { total: stock ? num(stock['total']) : 0, sold: stock ? num(stock['sold']) : 0 },
+      orders,
+      ordersById,
+      orderCount: num(count?.['n']),
+      quota: await this.quota(saleId),
+      ledger: await this.ledger(saleId, (id) => rowOf(id, 'ledger')),
+      orphans,
+      deadLetters: await this.deadLetters(saleId),
+    };
+  }
+
+  private async orders(saleId: string): Promise<OrderRow[]> {
+    const orders: OrderRow[] = [];
+    for await (const row of this.pages(
+      `SELECT order_id, shopper_id, sku_id, quantity, unit_price, currency, state, reason, epoch, token_expires_at,
+         kafka_partition, kafka_offset, pay_before, version, created_at, updated_at
+       FROM orders WHERE sale_id = ? AND order_id > ? ORDER BY order_id`,
+      { values: [saleId], after: ['order_id'] },
+    )) {
+      orders.push({
+        orderId: text(row['order_id']),
+        shopperId: text(row['shopper_id']),
+        skuId: text(row['sku_id']),
+        quantity: num(row['quantity']),
+        unitPrice: num(row['unit_price']),
+        currency: text(row['currency']),
+        state: text(row['state']),
+        reason: row['reason'] === null ? null : text(row['reason']),
+        epoch: num(row['epoch']),
+        tokenExpiresAtMs: optional(row['token_expires_at'], ms),
+        kafkaPartition: optional(row['kafka_partition'], num),
+        kafkaOffset: optional(row['kafka_offset'], num),
+        payBeforeMs: optional(row['pay_before'], ms),
+        version: num(row['version']),
+        createdAtMs: ms(row['created_at']),
+        updatedAtMs: ms(row['updated_at']),
+        events: [],
+        entryIds: new Set(),
+        effects: [],
+        payments: [],
+      });
+    }
+    return orders;
+  }
+
+  /** Events do not carry the sale; their order's id begins with it, and its length tells `a` from `a-b`. */
+  private async addEvents(saleId: string, rowOf: RowOf): Promise<void> {
+    for await (const row of this.pages(
+      `SELECT order_id, seq, from_state, to_state, at FROM order_event
+       WHERE order_id > ? AND order_id < ? AND CHAR_LENGTH(order_id) = ? AND (order_id > ? OR (order_id = ? AND seq > ?))
+       ORDER BY order_id, seq`,
+      { values: [`${saleId}-`, `${saleId}-~`, saleId.length + 23], after: ['order_id', 'order_id', 'seq'] },
+    )) {
+      rowOf(text(row['order_id']))?.events.push({
+        seq: num(row['seq']),
+        from: text(row['from_state']),
+        to: text(row['to_state']),
+        atMs: ms(row['at']),
+      });
+    }
+  }
+
+  private async addEffects(saleId: string, rowOf: RowOf): Promise<void> {
+    for await (const row of this.pages(
+      `SELECT order_id, kind, created_at, applied_at FROM effect
+       WHERE sale_id = ? AND (order_id > ? OR (order_id = ? AND kind > ?)) ORDER BY order_id, kind`,
+      { values: [saleId], after: ['order_id', 'order_id', 'kind'] },
+    )) {
+      rowOf(text(row['order_id']))?.effects.push({
+        kind: text(row['kind']),
+        createdAtMs: ms(row['created_at']),
+        appliedAtMs: optional(row['applied_at'], ms),
+      });
+    }
+  }
+
+  private async addPayments(saleId: string, rowOf: RowOf): Promise<void> {
+    for await (const row of this.pages(
+      `SELECT p.payment_id, p.order_id, p.amount, p.currency, p.state, r.amount AS refunded, r.state AS refund_state
+       FROM payment p LEFT JOIN refund r ON r.payment_id = p.payment_id
+       WHERE p.sale_id = ? AND p.payment_id > ? ORDER BY p.payment_id`,
+      { values: [saleId], after: ['payment_id'] },
+    )) {
+      rowOf(text(row['order_id']))?.payments.push({
+        paymentId: text(row['payment_id']),
+        amount: num(row['amount']),
+        currency: text(row['currency']),
+        state: text(row['state']),
+        refund:
+          row['refunded'] === null
+            ? null
+            : { amount: num(row['refunded']), state: text(row['refund_state']) },
+      });
+    }
+  }
+
+  private async ledger(saleId: string, rowOf: RowOf): Promise<Map<string, LedgerLeg[]>> {
+    const entries = new Map<string, LedgerLeg[]>();
+    for await (const row of this.pages(
+      `SELECT entry_id, account, order_id, amount, at FROM ledger
+       WHERE sale_id = ? AND (entry_id > ? OR (entry_id = ? AND account > ?)) ORDER BY entry_id, account`,
+      { values: [saleId], after: ['entry_id', 'entry_id', 'account'] },
+    )) {
+      const entryId = text(row['entry_id']);
+      const orderId = optional(row['order_id'], text);
+      if (orderId !== null) rowOf(orderId)?.entryIds.add(entryId);
+      const legs = entries.get(entryId) ?? [];
+      legs.push({ account: text(row['account']), amount: num(row['amount']), orderId, atMs: ms(row['at']) });
+      entries.set(entryId, legs);
+    }
+    return entries;
+  }
+
+  private async quota(saleId: string): Promise<Map<string, number>> {
+    const used = new Map<string, number>();
+    for await (const row of this.pages(
+      'SELECT shopper_id, used FROM quota WHERE sale_id = ? AND shopper_id > ? ORDER BY shopper_id',
+      { values: [saleId], after: ['shopper_id'] },
+    )) {
+      used.set(text(row['shopper_id']), num(row['used']));
+    }
+    return used;
+  }
+
+  private async deadLetters(saleId: string): Promise<Set<string>> {
+    const attempts = new Set<string>();
+    for await (const row of this.pages(
+      `SELECT DISTINCT order_id FROM dead_letter WHERE order_id > ? AND order_id < ? AND CHAR_LENGTH(order_id) = ?
+         AND order_id > ? ORDER BY order_id`,
+      { values: [`${saleId}-`, `${saleId}-~`, saleId.length + 23], after: ['order_id'] },
+    )) {
+      attempts.add(text(row['order_id']));
+    }
+    return attempts;
+  }
+
+  private async saleRow(saleId: string): Promise<Row> {
+    const [sale] = await this.rows('SELECT * FROM sale WHERE sale_id = ?', [saleId]);
+    if (sale) return sale;
+    const known = await this.rows('SELECT sale_id FROM sale ORDER BY created_at DESC LIMIT 5');
+    const names = known.map((row) => text(row['sale_id'])).join(', ');
+    const { host, pathname } = new URL(this.url);
+    throw new UsageError(
+      `There is no sale "${saleId}" in ${host}${pathname}; ${names ? `its latest are ${names}` : 'it has none'}. Check --sale and MYSQL_URL.`,
+    );
+  }
+
+  /**
+   * Rows in the order of a key, 5,000 at a time. The statement's last placeholders are the columns of `after`: of the row
+   * that was read last, and empty for the first page, which every key is greater than.
+   */
+  private async *pages(
+    sql: string,
+    { values, after }: { values: readonly (string | number)[]; after: readonly string[] },
+  ): AsyncGenerator<Row> {
+    let last: Row | undefined;
+    for (;;) {
+      const from = after.map((column) => (last ? String(last[column]) : column === 'seq' ? '0' : ''));
+      const page = await this.rows(`${sql} LIMIT ${PAGE_ROWS}`, [...values, ...from]);
+      yield* page;
+      if (page.length < PAGE_ROWS) return;
+      last = page.at(-1);
+    }
+  }
+
+  private async rows(sql: string, values: readonly (string | number)[] = []): Promise<Row[]> {
+    if (!this.connection) throw new Error('connect() first');
+    try {
+      const [rows] = await this.connection.query<RowDataPacket[]>({
+        sql,
+        values: [...values],
+        timeout: QUERY_TIMEOUT_MS,
+      });
+      return rows;
+    } catch (error) {
+      const { host, pathname } = new URL(this.url);
+      throw new UsageError(
+        `MySQL at ${host}${pathname} could not be read (${reasonOf(error)}); is it the database of the suite?`,
+      );
+    }
+  }
+}
+
+type RowOf = (orderId: string) => OrderRow | undefined;
+
+function optional<T>(value: unknown, read: (value: unknown) => T): T | null {
+  return value === null || value === undefined ? null : read(value);
+}
+
+function text(value: unknown): string {
+  return typeof value === 'string' ? value : String(value);
+}
+
+/** A whole number; one that is too big to be exact would make every sum a lie. */
+function num(value: unknown): number {
+  const number = typeof value === 'number' ? value : Number(value);
+  if (!Number.isSafeInteger(number))
+    throw new Error(`${String(value)} is no whole number that can be counted with`);
+  return number;
+}
+
+function ms(value: unknown): number {
+  if (!(value instanceof Date)) throw new Error(`${String(value)} is no time`);
+  return value.getTime();
+}
+
+function reasonOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
+}
