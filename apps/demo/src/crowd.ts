@@ -1,0 +1,213 @@
+import { Pool } from 'undici';
+import type { ClientLog } from './client-log.js';
+import type { Figures } from './figures.js';
+import { Fifo, Pacer } from './pacing.js';
+import { arrivalTimesMs, diceOf, intentionsOf } from './seeded.js';
+import { Shopper, type Answer, type ShopperRequest, type Step } from './shopper.js';
+import { isTimeout, readAnswer, recordOf, wireOf } from './wire.js';
+
+export interface CrowdOptions {
+  /** The gateway, for example `http://127.0.0.1:8080`. */
+  readonly origin: string;
+  readonly saleId: string;
+  readonly skuId: string;
+  readonly shoppers: number;
+  readonly perSecond: number;
+  readonly seed: number;
+  readonly abandon: number;
+  readonly decline: number;
+  /** The access token of a shopper. */
+  readonly accessToken: (shopperId: string) => string;
+  readonly figures: Figures;
+  readonly log: ClientLog;
+}
+
+/** A request that is on its way or waits for a connection. */
+interface Errand {
+  readonly visitor: Visitor;
+  readonly request: ShopperRequest;
+  /** When the shopper wanted it sent: latencies count from here, so that waiting for a connection is not hidden. */
+  readonly dueMs: number;
+}
+
+interface Visitor {
+  readonly shopper: Shopper;
+  readonly headers: Readonly<Record<string, string>>;
+}
+
+/** Requests under way at once: first questions, and what belongs to a purchase. Neither kind keeps the other waiting. */
+const IN_FLIGHT = { entries: 128, purchases: 96 };
+const TICK_MS = 5;
+const EXCHANGE_TIMEOUT_MS = 6_000;
+/** How many refused people together ask again in a second. Five are enough to find one returned unit. */
+const ASK_AGAIN_PER_SECOND = 600;
+
+/**
+ * The crowd: arrivals by an open law (they do not wait for anybody's answer), each with a journey of its own, over a
+ * bounded number of connections; those who were refused share one bounded rate of asking again.
+ */
+export class Crowd {
+  /** Settles when everybody has left; rejects when the crowd cannot go on. */
+  readonly done: Promise<void>;
+  readonly #pool: Pool;
+  readonly #arrivals: Float64Array;
+  readonly #intentions: ReturnType<typeof intentionsOf>;
+  readonly #dice: () => number;
+  /** Next steps of purchases under way, by the time they are due. */
+  readonly #pauses = new Pacer<Errand>(Infinity);
+  readonly #askingAgain = new Pacer<Errand>(ASK_AGAIN_PER_SECOND);
+  readonly #purchases = { waiting: new Fifo<Errand>(), inFlight: 0, most: IN_FLIGHT.purchases };
+  readonly #entries = { waiting: new Fifo<Errand>(), inFlight: 0, most: IN_FLIGHT.entries };
+  #startedAtMs = 0;
+  #arrived = 0;
+  #doorsClosed = false;
+  #timer: NodeJS.Timeout | undefined;
+  #settle: { resolve: () => void; reject: (error: Error) => void } = { resolve: () => {}, reject: () => {} };
+
+  constructor(private readonly options: CrowdOptions) {
+    const { shoppers, perSecond, seed } = options;
+    this.#arrivals = arrivalTimesMs(shoppers, perSecond, diceOf(seed, 'arrivals'));
+    this.#intentions = intentionsOf(shoppers, options, diceOf(seed, 'intentions'));
+    this.#dice = diceOf(seed, 'pauses');
+    this.#pool = new Pool(options.origin, {
+      connections: IN_FLIGHT.entries + IN_FLIGHT.purchases,
+      pipelining: 1,
+      headersTimeout: EXCHANGE_TIMEOUT_MS,
+      bodyTimeout: EXCHANGE_TIMEOUT_MS,
+      connect: { timeout: EXCHANGE_TIMEOUT_MS },
+    });
+    this.done = new Promise((resolve, reject) => {
+      this.#settle = { resolve, reject };
+    });
+  }
+
+  start(): void {
+    this.#startedAtMs = performance.now();
+    this.#timer = setInterval(() => this.#tick(), TICK_MS);
+  }
+
+  /** Nobody asks for a unit any more; purchases under way go on to their end. */
+  closeDoors(): void {
+    if (this.#doorsClosed) return;
+    this.#doorsClosed = true;
+    for (const { visitor } of this.#askingAgain.clear()) visitor.shopper.sendHome();
+    const purchases = this.#pauses.clear();
+    for (const errand of purchases) {
+      if (errand.request.kind === 'line') errand.visitor.shopper.sendHome();
+      else this.#pauses.add(errand.dueMs, errand);
+    }
+    const { waiting } = this.#entries;
+    for (let errand = waiting.shift(); errand; errand = waiting.shift()) errand.visitor.shopper.sendHome();
+    this.#endIfEmpty();
+  }
+
+  /** Ends everything at once. Requests under way are cut. */
+  async stop(): Promise<void> {
+    clearInterval(this.#timer);
+    await this.#pool.destroy();
+  }
+
+  #tick(): void {
+    try {
+      const now = performance.now();
+      if (!this.#doorsClosed) this.#admitArrivals(now);
+      for (const errand of this.#pauses.take(now)) this.#purchases.waiting.push(errand);
+      for (const errand of this.#askingAgain.take(now)) this.#entries.waiting.push({ ...errand, dueMs: now });
+      this.#pump();
+      this.#endIfEmpty();
+    } catch (error) {
+      this.#fail(error);
+    }
+  }
+
+  #admitArrivals(now: number): void {
+    for (;;) {
+      const dueMs = this.#startedAtMs + (this.#arrivals[this.#arrived] ?? Infinity);
+      if (dueMs > now) return;
+      const intention = this.#intentions[this.#arrived] ?? 'buy';
+      this.#arrived += 1;
+      const id = `shopper-${this.options.seed}-${this.#arrived}`;
+      const shopper = new Shopper(id, intention, this.options.figures, this.#dice);
+      const headers = { authorization: `Bearer ${this.options.accessToken(id)}` };
+      this.#take({ shopper, headers }, shopper.arrive(), dueMs);
+    }
+  }
+
+  #take(visitor: Visitor, step: Step, now: number): void {
+    if (step.do === 'leave') return;
+    const errand: Errand = { visitor, request: step.request, dueMs: now + step.afterMs };
+    const wantsIn = step.request.kind === 'entry' || step.request.kind === 'line';
+    if (this.#doorsClosed && wantsIn) visitor.shopper.sendHome();
+    else if (step.do === 'ask_again') this.#askingAgain.add(errand.dueMs, errand);
+    else if (step.request.kind === 'entry') this.#entries.waiting.push(errand);
+    else if (step.afterMs > 0) this.#pauses.add(errand.dueMs, errand);
+    else this.#purchases.waiting.push(errand);
+  }
+
+  #pump(): void {
+    for (const lane of [this.#purchases, this.#entries]) {
+      while (lane.inFlight < lane.most && !this.options.log.congested) {
+        const errand = lane.waiting.shift();
+        if (!errand) break;
+        lane.inFlight += 1;
+        this.#run(errand, lane).catch((error: unknown) => this.#fail(error));
+      }
+    }
+  }
+
+  async #run(errand: Errand, lane: { inFlight: number }): Promise<void> {
+    const { visitor, request } = errand;
+    const answer = await this.#exchange(visitor, request);
+    lane.inFlight -= 1;
+    const now = performance.now();
+    this.#measure(request, answer, now - errand.dueMs);
+    this.#take(visitor, visitor.shopper.next(request, answer), now);
+    this.#pump();
+    this.#endIfEmpty();
+  }
+
+  async #exchange(visitor: Visitor, request: ShopperRequest): Promise<Answer> {
+    const { figures, log, saleId, skuId } = this.options;
+    const { method, path, headers, body } = wireOf(request, saleId);
+    const { id: shopperId, entryKey } = visitor.shopper;
+    const sentMs = Date.now();
+    figures.requests += 1;
+    let answer: Answer;
+    try {
+      const reply = await this.#pool.request({
+        method,
+        path,
+        headers: { ...visitor.headers, ...headers },
+        ...(body === undefined ? {} : { body }),
+      });
+      answer = readAnswer(reply.statusCode, reply.headers['retry-after'], await reply.body.text());
+    } catch (error) {
+      figures.unanswered += 1;
+      answer = { http: 0, code: isTimeout(error) ? 'timeout' : 'cut', body: {}, retryAfterMs: 0 };
+    }
+    const receivedMs = Date.now();
+    log.write(recordOf({ saleId, skuId, shopperId, entryKey, request, answer, sentMs, receivedMs }));
+    return answer;
+  }
+
+  #measure(request: ShopperRequest, answer: Answer, elapsedMs: number): void {
+    const { entryMs, orderMs } = this.options.figures;
+    const answered = answer.http > 0 && answer.http < 500;
+    if (request.kind === 'entry' && answered) entryMs.add(elapsedMs);
+    if (request.kind === 'order' && answer.http === 202) orderMs.add(elapsedMs);
+  }
+
+  #endIfEmpty(): void {
+    const everybodyCame = this.#doorsClosed || this.#arrived === this.options.shoppers;
+    const pausing = this.#pauses.size + this.#askingAgain.size;
+    const busy = [this.#purchases, this.#entries].some((lane) => lane.waiting.size + lane.inFlight > 0);
+    if (!everybodyCame || pausing > 0 || busy) return;
+    clearInterval(this.#timer);
+    this.#settle.resolve();
+  }
+
+  #fail(error: unknown): void {
+    clearInterval(this.#timer);
+    this.#settle.reject(error instanceof Error ? error : new Error(String(error)));
+  }
+}
