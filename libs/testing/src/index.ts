@@ -1,3 +1,4 @@
+export { CommitProxy } from './commit-proxy.js';
 export {
   Caller,
   DELIVERY,

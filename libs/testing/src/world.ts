@@ -218,7 +218,7 @@ export class World {
     const sale = {
       saleId,
       title: 'A test sale',
-      skuId: 'sku-test',
+      skuId: SKU_ID,
       allotment: 10,
       unitPrice: 1999,
       currency: 'CNY',
@@ -435,6 +435,7 @@ export class Caller {
     if (!line) return;
     const common = {
       shopperId: this.id,
+      skuId: SKU_ID,
       sentMs,
       receivedMs: Date.now(),
       http: answer.status,
@@ -495,6 +496,9 @@ export class Caller {
     return { op, ...orderOf(match[2]) };
   }
 }
+
+/** What is sold in tests. */
+export const SKU_ID = 'sku-test';
 
 /** Somewhere to send it, for tests. */
 export const DELIVERY = {

@@ -10,7 +10,7 @@ describe('kill -9 during a running sale', () => {
   beforeAll(async () => {
     world = await World.start();
   }, 60_000);
-  afterAll(() => world.stop(), 60_000);
+  afterAll(() => world?.stop(), 60_000);
 
   const ALLOTMENT = 60;
   const SHOPPERS = 120;

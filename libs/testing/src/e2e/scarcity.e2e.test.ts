@@ -7,7 +7,7 @@ describe('when units are scarce', () => {
   beforeAll(async () => {
     world = await World.start();
   }, 60_000);
-  afterAll(() => world.stop(), 60_000);
+  afterAll(() => world?.stop(), 60_000);
 
   const granted = (status: number) => status === 200 || status === 201;
 
