@@ -4,27 +4,30 @@ import { LIVE } from './grammar.js';
 
 /** How long after units came back a refusal may still say `sold_out`: flags travel, and a lost one is found by a rescan. */
 const RECONCILE_MS = 5_000;
+/** The same where faults were injected: whoever lifts a flag may have been down, and has this long to come back. */
+const RECONCILE_AFTER_FAULTS_MS = 15_000;
 
 /**
  * Nobody is told `sold_out` while a unit is free. For each refusal the units are counted that anybody had at any moment
  * from some seconds before it was sent until it was answered; if even all of them together leave enough, it was wrong.
  */
 function noUnitStranded(evidence: Evidence, found: Findings): void {
-  const { log, mysql, redis } = evidence;
+  const { log, mysql, redis, faults } = evidence;
   if (!log) return;
+  const reconcileMs = faults ? RECONCILE_AFTER_FAULTS_MS : RECONCILE_MS;
   found.look(log.soldOut.length);
   const taken = whenUnitsWereTaken(evidence);
   const starts = new RunningSum(taken.map(({ fromMs, units }) => ({ atMs: fromMs, units })));
   const ends = new RunningSum(taken.map(({ untilMs, units }) => ({ atMs: untilMs, units })));
   const allotted = new RunningSum(allotments(evidence));
   for (const { attemptId, quantity, sentMs, receivedMs } of log.soldOut) {
-    const sinceMs = sentMs - RECONCILE_MS - CLOCK_BOUND_MS;
+    const sinceMs = sentMs - reconcileMs - CLOCK_BOUND_MS;
     const busy = starts.until(receivedMs + CLOCK_BOUND_MS) - ends.until(sinceMs);
     const free = allotted.until(sinceMs) - busy;
     if (free < quantity) continue;
     found.breach(
       { attemptId, quantity, sentMs, receivedMs, free },
-      `was told sold_out although at least ${free} units had been free for ${RECONCILE_MS} ms`,
+      `was told sold_out although at least ${free} units had been free for ${reconcileMs} ms`,
     );
   }
   const stranded = mysql.stock.total - mysql.stock.sold - freeUnits(redis);

@@ -76,6 +76,19 @@ describe('the crowd’s log', () => {
     expect(both).toMatchObject({ acceptedAtMs: 2_000, ordersSent: 2, orderUnclear: false });
   });
 
+  it('gives an attempt to who made it, even where somebody else asked about it first', async () => {
+    const nosy = line({ op: 'order-status', shopperId: 'bob', attemptId: ID, http: 404, code: 'not_found' });
+    expect(await attemptAfter(nosy, line({}))).toMatchObject({ shopperId: 'alice', asked: true });
+  });
+
+  it('takes rubbish as what it was: refused, and no attempt where there was no key', async () => {
+    const { quantity: _, ...shapeless } = LINE;
+    const invalid = JSON.stringify({ ...shapeless, quantity: 'one', http: 422, code: 'invalid' });
+    const log = await read(line({ key: '', http: 400, code: 'malformed' }), invalid);
+    expect(Object.fromEntries(log.refused)).toEqual({ malformed: 1, invalid: 1 });
+    expect([...log.attempts.keys()]).toEqual([ID]);
+  });
+
   it('keeps different tokens apart and equal ones together', async () => {
     const granted = (purchaseToken: string) => line({ attemptId: ID, state: 'granted', purchaseToken });
     expect((await attemptAfter(granted('a'), granted('b'), granted('a'))).tokens).toHaveLength(2);

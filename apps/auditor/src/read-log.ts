@@ -7,7 +7,8 @@ import { attemptIdOf, readJson, readToken, type TokenKeys } from './grammar.js';
 /**
  * The crowd's log: what shoppers sent and were answered, one JSON object per line (JSONL, UTF-8), one line per HTTP exchange,
  * written when the exchange is over. Exchanges of one attempt stand in the order in which they ended; those of different
- * attempts may be interleaved. A last line that was cut off is ignored.
+ * attempts may be interleaved. A last line that was cut off is ignored. An entry that was refused with a 4xx may have been
+ * rubbish: there the key may be empty and the quantity anything.
  *
  * | field         | type    | meaning |
  * |---------------|---------|---------|
@@ -97,18 +98,19 @@ function parseExchange(line: string): Exchange | string {
   for (const name of ['attemptId', 'saleId', 'shopperId', 'skuId', 'key', 'code', 'state']) {
     if (typeof json[name] !== 'string') return `has no string "${name}"`;
   }
-  for (const name of ['quantity', 'sentMs', 'receivedMs', 'http']) {
+  for (const name of ['sentMs', 'receivedMs', 'http']) {
     if (typeof json[name] !== 'number') return `has no number "${name}"`;
   }
   const exchange = json as unknown as Exchange;
-  if (!OPERATIONS.includes(exchange.op)) return `has an unknown op: ${String(json['op'])}`;
-  if (exchange.op === 'entry' ? exchange.key === '' : exchange.attemptId === '') {
-    return exchange.op === 'entry'
-      ? 'is an entry without its key'
-      : `is a ${exchange.op} without an attemptId`;
-  }
+  const { op, http, quantity } = exchange;
+  if (!OPERATIONS.includes(op)) return `has an unknown op: ${String(json['op'])}`;
+  if (op !== 'entry' && exchange.attemptId === '') return `is a ${op} without an attemptId`;
+  const isRubbish = op === 'entry' && CLEAN_REFUSALS.has(http);
+  if (op === 'entry' && exchange.key === '' && !isRubbish) return 'is an entry without its key';
+  if (typeof quantity !== 'number' && !isRubbish) return 'has no number "quantity"';
   return {
     ...exchange,
+    quantity: typeof quantity === 'number' ? quantity : 0,
     purchaseToken: typeof json['purchaseToken'] === 'string' ? json['purchaseToken'] : null,
     unitPrice: typeof json['unitPrice'] === 'number' ? json['unitPrice'] : null,
   };
@@ -132,6 +134,8 @@ class LogReader {
     this.exchanges += 1;
     if (exchange.code === 'sold_out' || exchange.state === 'sold_out') this.toldSoldOut += 1;
     if (exchange.op === 'entry' || exchange.op === 'order') this.count(exchange, exchange.op);
+    // Without a key there is no attempt, and the entry was refused for that.
+    if (exchange.op === 'entry' && exchange.key === '') return;
     if (exchange.op === 'entry') this.addEntry(exchange);
     else this.addAnswer(this.attempt(exchange.attemptId, exchange), exchange);
   }
@@ -158,9 +162,14 @@ class LogReader {
   private addEntry(exchange: Exchange): void {
     const ownId = attemptIdOf(exchange.saleId, exchange.shopperId, exchange.key);
     const own = this.attempt(ownId, exchange);
-    own.asked = true;
-    // The body that was acted on is the one that was not refused for differing from it.
-    if (exchange.code !== 'idempotency_key_reused') own.quantity = exchange.quantity;
+    if (!own.asked) {
+      // It may be known already because somebody else asked about it.
+      own.asked = true;
+      own.shopperId = exchange.shopperId;
+      own.skuId = exchange.skuId;
+    }
+    // The body that was acted on is one that was neither refused for what it is nor for differing from the first.
+    if (exchange.http !== 400 && exchange.http !== 422) own.quantity = exchange.quantity;
     const isAlias = exchange.attemptId !== '' && exchange.attemptId !== ownId;
     this.addAnswer(isAlias ? this.attempt(exchange.attemptId, exchange) : own, exchange);
     if (exchange.code === 'sold_out') this.addSoldOut(exchange, ownId);

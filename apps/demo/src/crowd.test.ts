@@ -124,7 +124,7 @@ describe('the crowd', () => {
     });
     expect(figures.refused).toEqual({});
     expect(free).toBe(600);
-    expect(inFlight.most).toBeLessThanOrEqual(128 + 96);
+    expect(inFlight.most).toBeLessThanOrEqual(272);
     expect(log).toHaveLength(figures.requests);
     expect(figures.unanswered).toBe(40);
     expect(log.filter(({ http }) => http === 0).map(({ op, code }) => `${op} ${code}`)).toEqual(

@@ -35,12 +35,31 @@ interface Visitor {
   readonly headers: Readonly<Record<string, string>>;
 }
 
-/** Requests under way at once: first questions, and what belongs to a purchase. Neither kind keeps the other waiting. */
-const IN_FLIGHT = { entries: 128, purchases: 96 };
+/** Requests under way at once, for each kind, so that no kind waits for another: a hold ends while its order queues. */
+const LANES = { entry: 128, order: 64, look: 48, payment: 32 };
+type LaneName = keyof typeof LANES;
 const TICK_MS = 5;
 const EXCHANGE_TIMEOUT_MS = 6_000;
 /** How many refused people together ask again in a second. Five are enough to find one returned unit. */
 const ASK_AGAIN_PER_SECOND = 600;
+
+interface Lane {
+  readonly waiting: Fifo<Errand>;
+  inFlight: number;
+  readonly most: number;
+}
+
+const LANE_OF: Readonly<Record<ShopperRequest['kind'], LaneName>> = {
+  entry: 'entry',
+  line: 'look',
+  order: 'order',
+  order_status: 'look',
+  payment: 'payment',
+};
+
+function laneOf(most: number): Lane {
+  return { waiting: new Fifo<Errand>(), inFlight: 0, most };
+}
 
 /**
  * The crowd: arrivals by an open law (they do not wait for anybody's answer), each with a journey of its own, over a
@@ -56,8 +75,12 @@ export class Crowd {
   /** Next steps of purchases under way, by the time they are due. */
   readonly #pauses = new Pacer<Errand>(Infinity);
   readonly #askingAgain = new Pacer<Errand>(ASK_AGAIN_PER_SECOND);
-  readonly #purchases = { waiting: new Fifo<Errand>(), inFlight: 0, most: IN_FLIGHT.purchases };
-  readonly #entries = { waiting: new Fifo<Errand>(), inFlight: 0, most: IN_FLIGHT.entries };
+  readonly #lanes = {
+    entry: laneOf(LANES.entry),
+    order: laneOf(LANES.order),
+    look: laneOf(LANES.look),
+    payment: laneOf(LANES.payment),
+  } satisfies Record<LaneName, Lane>;
   #startedAtMs = 0;
   #arrived = 0;
   #doorsClosed = false;
@@ -70,7 +93,7 @@ export class Crowd {
     this.#intentions = intentionsOf(shoppers, options, diceOf(seed, 'intentions'));
     this.#dice = diceOf(seed, 'pauses');
     this.#pool = new Pool(options.origin, {
-      connections: IN_FLIGHT.entries + IN_FLIGHT.purchases,
+      connections: Object.values(LANES).reduce((sum, most) => sum + most, 0),
       pipelining: 1,
       headersTimeout: EXCHANGE_TIMEOUT_MS,
       bodyTimeout: EXCHANGE_TIMEOUT_MS,
@@ -96,7 +119,7 @@ export class Crowd {
       if (errand.request.kind === 'line') errand.visitor.shopper.sendHome();
       else this.#pauses.add(errand.dueMs, errand);
     }
-    const { waiting } = this.#entries;
+    const { waiting } = this.#lanes.entry;
     for (let errand = waiting.shift(); errand; errand = waiting.shift()) errand.visitor.shopper.sendHome();
     this.#endIfEmpty();
   }
@@ -111,8 +134,8 @@ export class Crowd {
     try {
       const now = performance.now();
       if (!this.#doorsClosed) this.#admitArrivals(now);
-      for (const errand of this.#pauses.take(now)) this.#purchases.waiting.push(errand);
-      for (const errand of this.#askingAgain.take(now)) this.#entries.waiting.push({ ...errand, dueMs: now });
+      for (const errand of this.#pauses.take(now)) this.#enqueue(errand);
+      for (const errand of this.#askingAgain.take(now)) this.#enqueue({ ...errand, dueMs: now });
       this.#pump();
       this.#endIfEmpty();
     } catch (error) {
@@ -139,13 +162,17 @@ export class Crowd {
     const wantsIn = step.request.kind === 'entry' || step.request.kind === 'line';
     if (this.#doorsClosed && wantsIn) visitor.shopper.sendHome();
     else if (step.do === 'ask_again') this.#askingAgain.add(errand.dueMs, errand);
-    else if (step.request.kind === 'entry') this.#entries.waiting.push(errand);
+    else if (step.request.kind === 'entry') this.#enqueue(errand);
     else if (step.afterMs > 0) this.#pauses.add(errand.dueMs, errand);
-    else this.#purchases.waiting.push(errand);
+    else this.#enqueue(errand);
+  }
+
+  #enqueue(errand: Errand): void {
+    this.#lanes[LANE_OF[errand.request.kind]].waiting.push(errand);
   }
 
   #pump(): void {
-    for (const lane of [this.#purchases, this.#entries]) {
+    for (const lane of Object.values(this.#lanes)) {
       while (lane.inFlight < lane.most && !this.options.log.congested) {
         const errand = lane.waiting.shift();
         if (!errand) break;
@@ -155,7 +182,7 @@ export class Crowd {
     }
   }
 
-  async #run(errand: Errand, lane: { inFlight: number }): Promise<void> {
+  async #run(errand: Errand, lane: Lane): Promise<void> {
     const { visitor, request } = errand;
     const answer = await this.#exchange(visitor, request);
     lane.inFlight -= 1;
@@ -200,7 +227,7 @@ export class Crowd {
   #endIfEmpty(): void {
     const everybodyCame = this.#doorsClosed || this.#arrived === this.options.shoppers;
     const pausing = this.#pauses.size + this.#askingAgain.size;
-    const busy = [this.#purchases, this.#entries].some((lane) => lane.waiting.size + lane.inFlight > 0);
+    const busy = Object.values(this.#lanes).some((lane) => lane.waiting.size + lane.inFlight > 0);
     if (!everybodyCame || pausing > 0 || busy) return;
     clearInterval(this.#timer);
     this.#settle.resolve();

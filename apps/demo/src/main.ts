@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { stackHome, startStack } from '@flash-sale/stack';
 import { ClientLog } from './client-log.js';
-import { Crowd } from './crowd.js';
+import { Crowd, type CrowdOptions } from './crowd.js';
 import { readDemoEnv, type DemoEnv } from './env.js';
 import { Figures } from './figures.js';
 import { signAccessToken } from './identity.js';
@@ -15,9 +15,10 @@ import { SaleDesk } from './sale.js';
 import { planSuite, type Suite } from './suite.js';
 import { audit, isClean, tell, verdictOf, type Audit } from './verdict.js';
 
-/** Short, so that what is given back is sold again while one watches; see --help for how long the sale may take. */
-const HOLD_SECONDS = 3;
-const PAY_SECONDS = 6;
+/** Short where people wait for what is given back, so that it is sold again while one watches; else less of a hurry. */
+const HURRIED = { holdSeconds: 4, paySeconds: 8 };
+const UNHURRIED = { holdSeconds: 60, paySeconds: 180 };
+const REHEARSAL = { shoppers: 600, perSecond: 400, seconds: 3 };
 const LOOK_EVERY_MS = 500;
 const REPORT_EVERY_MS = 3_000;
 /** How long after closing the last purchases may take. */
@@ -68,6 +69,7 @@ class Demonstration {
     this.#toStop.push(() => services.stop());
     display.say(display.dim(`Starting the five services; their logs: ${this.#folder}`));
     await services.start(suite.services);
+    if (options.serve) return this.#serve(suite, services);
 
     const figures = new Figures();
     const findings = await this.#guarded(services, this.#sell(suite, figures));
@@ -90,7 +92,11 @@ class Demonstration {
   async #sell(suite: Suite, figures: Figures): Promise<Audit> {
     const { display, options } = this;
     const signal = this.#interruption.signal;
-    const desk = this.#deskOf(suite);
+    const desk = this.#deskOf(suite, signal);
+    display.say(
+      display.dim('Rehearsing with a small sale, so that the code is as warm as in any service that has run'),
+    );
+    await this.#rehearse(desk, suite);
     const saleId = `sale-${this.#run}`;
     const sale = { saleId, skuId: 'phone-x', title: 'Phone X, one for each' };
     display.say(
@@ -102,23 +108,12 @@ class Demonstration {
       ...sale,
       allotment: options.units,
       buckets: options.buckets,
-      holdSeconds: HOLD_SECONDS,
-      paySeconds: PAY_SECONDS,
+      ...(options.units < options.shoppers ? HURRIED : UNHURRIED),
       closesAfterSeconds: options.maxSeconds + 60,
     });
 
     const log = new ClientLog(join(this.#folder, 'crowd.jsonl'));
-    const { identity } = suite;
-    const crowd = new Crowd({
-      ...options,
-      ...sale,
-      origin: suite.shopOrigin,
-      accessToken: (subject) => signAccessToken(identity, { subject }),
-      figures,
-      log,
-    });
-    this.#toStop.push(() => crowd.stop());
-    crowd.start();
+    const crowd = this.#startCrowd(suite, { ...options, ...sale, figures, log });
     display.follow(figures, options);
     try {
       await Promise.race([this.#untilDecided(desk, saleId, figures), crowd.done]);
@@ -139,6 +134,47 @@ class Demonstration {
     return audit({ saleId, clientLog: log.path, reportFile, env, signal });
   }
 
+  /** Half of a small crowd buys, the other half is refused; then that sale is over and looked at no more. */
+  async #rehearse(desk: SaleDesk, suite: Suite): Promise<void> {
+    const saleId = `rehearsal-${this.#run}`;
+    const sale = { saleId, skuId: 'rehearsal', title: 'Rehearsal' };
+    const { buckets, seed } = this.options;
+    const { shoppers, perSecond, seconds } = REHEARSAL;
+    await desk.open({
+      ...sale,
+      allotment: shoppers / 2,
+      buckets,
+      ...UNHURRIED,
+      closesAfterSeconds: 60,
+    });
+    const log = new ClientLog(join(this.#folder, 'rehearsal.jsonl'));
+    const shares = { abandon: 0, decline: 0 };
+    const crowd = this.#startCrowd(suite, {
+      ...sale,
+      ...shares,
+      shoppers,
+      perSecond,
+      seed,
+      figures: new Figures(),
+      log,
+    });
+    await sleep(seconds * 1_000, undefined, { signal: this.#interruption.signal });
+    crowd.closeDoors();
+    await crowd.done;
+    await desk.close(saleId);
+    await crowd.stop();
+    await log.close();
+  }
+
+  #startCrowd(suite: Suite, options: Omit<CrowdOptions, 'origin' | 'accessToken'>): Crowd {
+    const { identity, shopOrigin: origin } = suite;
+    const accessToken = (subject: string) => signAccessToken(identity, { subject });
+    const crowd = new Crowd({ ...options, origin, accessToken });
+    this.#toStop.push(() => crowd.stop());
+    crowd.start();
+    return crowd;
+  }
+
   /** Returns when every unit is paid for, or the time is over. That the whole crowd has left is for others to notice. */
   async #untilDecided(desk: SaleDesk, saleId: string, figures: Figures): Promise<void> {
     const deadline = performance.now() + this.options.maxSeconds * 1_000;
@@ -154,10 +190,28 @@ class Demonstration {
     this.display.say(`${this.options.maxSeconds} s are over: closing the sale with what is left`);
   }
 
+  /** Says in one line where everything is, for the program that asked, and stays up until that says stop. */
+  async #serve(suite: Suite, services: Services): Promise<number> {
+    const place = {
+      api: suite.shopOrigin,
+      operator: suite.operatorOrigin,
+      operatorTokenFile: this.#writeOperatorToken(suite),
+      ops: suite.opsOrigins,
+      stores: suite.stores,
+    };
+    process.stdout.write(`${JSON.stringify(place)}\n`);
+    this.display.say(this.display.dim('Everything is up, until Ctrl-C or SIGTERM'));
+    await this.#untilInterrupted(services);
+    return 0;
+  }
+
   async #stayUp(suite: Suite, services: Services): Promise<void> {
     const { display } = this;
     const saleId = `yours-${this.#run}`;
-    await this.#deskOf(suite).open({
+    // Closed at the end even when it was an interruption that ended it: a later run's shop would still show it as open.
+    const desk = this.#deskOf(suite, new AbortController().signal);
+    this.#toStop.push(() => desk.close(saleId));
+    await desk.open({
       saleId,
       skuId: 'phone-y',
       title: 'Phone Y, for you to try',
@@ -167,9 +221,7 @@ class Demonstration {
       paySeconds: 900,
       closesAfterSeconds: 12 * 3_600,
     });
-    const operatorToken = join(this.#folder, 'operator.jwt');
-    const token = signAccessToken(suite.identity, { subject: 'operator', role: 'operator' });
-    writeFileSync(operatorToken, token, { mode: 0o600 });
+    const operatorToken = this.#writeOperatorToken(suite);
     const lines = {
       'Buy one yourself': `${suite.shopOrigin}/?sale=${saleId}`,
       'API, described': `${suite.shopOrigin}/docs  and  ${suite.shopOrigin}/openapi.json`,
@@ -185,6 +237,19 @@ class Demonstration {
       display.say(` ${display.bold(name.padEnd(18))} ${text}`);
     display.say();
     display.say(' Everything stays up until Ctrl-C.');
+    await this.#untilInterrupted(services);
+  }
+
+  /** A file that only this user may read, so that the token stands in no log. */
+  #writeOperatorToken(suite: Suite): string {
+    const file = join(this.#folder, 'operator.jwt');
+    const token = signAccessToken(suite.identity, { subject: 'operator', role: 'operator' });
+    writeFileSync(file, token, { mode: 0o600 });
+    return file;
+  }
+
+  /** Throws only if a service ends before. */
+  async #untilInterrupted(services: Services): Promise<void> {
     await this.#guarded(services, untilAborted(this.#interruption.signal)).catch((error: unknown) => {
       if (!this.#interruption.signal.aborted) throw error;
     });
@@ -196,12 +261,12 @@ class Demonstration {
     return Promise.race([work, services.failure, interrupted]);
   }
 
-  #deskOf(suite: Suite): SaleDesk {
+  #deskOf(suite: Suite, signal: AbortSignal): SaleDesk {
     return new SaleDesk({
       operatorOrigin: suite.operatorOrigin,
       shopOrigin: suite.shopOrigin,
       accessToken: signAccessToken(suite.identity, { subject: 'operator', role: 'operator' }),
-      signal: this.#interruption.signal,
+      signal,
     });
   }
 
@@ -252,7 +317,7 @@ async function main(args: readonly string[]): Promise<number> {
     return 2;
   }
   const env = readDemoEnv();
-  const screen = parsed.options.json ? process.stderr : process.stdout;
+  const screen = parsed.options.json || parsed.options.serve ? process.stderr : process.stdout;
   const display = new Display(screen, env.colour);
   const demonstration = new Demonstration(parsed.options, env, display);
   let interruptedAtMs: number | undefined;

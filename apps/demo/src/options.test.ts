@@ -26,6 +26,7 @@ describe('the options', () => {
       maxSeconds: 300,
       once: false,
       json: false,
+      serve: false,
     });
   });
 

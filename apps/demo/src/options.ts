@@ -25,6 +25,8 @@ export interface DemoOptions {
   readonly once: boolean;
   /** Print the verdict as one JSON object on stdout; everything else then goes to stderr. */
   readonly json: boolean;
+  /** No sale and no crowd: only bring everything up, say on stdout where it is, and stay until told to stop. */
+  readonly serve: boolean;
 }
 
 export type ParsedOptions =
@@ -57,6 +59,7 @@ const Arguments = z.object({
   'max-seconds': count(5, 3_600).default(300),
   once: z.boolean().default(false),
   json: z.boolean().default(false),
+  serve: z.boolean().default(false),
 });
 
 export const HELP = `npm start -- [options]
@@ -81,6 +84,8 @@ The crowd
 The run
   --once            end after the verdict; exit code 0 only if it is clean
   --json            the verdict as one JSON object on the last line of stdout, all else to stderr
+  --serve           no sale, no crowd: start servers and services, print where they are as one JSON object on
+                    stdout, and stay up until Ctrl-C or SIGTERM; for other programs, such as load tests
   --port N          where the shop listens, if that port is free       (a free one)
   --help            this text
 
@@ -111,6 +116,7 @@ export function parseOptions(args: readonly string[]): ParsedOptions {
         'max-seconds': text,
         once: flag,
         json: flag,
+        serve: flag,
         help: flag,
       },
     }));

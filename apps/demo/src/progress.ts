@@ -49,8 +49,7 @@ export class Display {
 
   /** Says something that stays, above the live display if there is one. */
   say(line = ''): void {
-    this.#erase();
-    this.screen.write(`${line}\n`);
+    this.screen.write(`${this.#erasure()}${line}\n`);
     if (this.live) this.#draw?.();
   }
 
@@ -74,14 +73,15 @@ export class Display {
   }
 
   #redraw(lines: readonly string[]): void {
-    this.#erase();
-    this.screen.write(`${lines.join('\n')}\n`);
+    // One write, so that the terminal never shows the moment between the old block and the new one.
+    this.screen.write(`${this.#erasure()}${lines.join('\n')}\n`);
     this.#blockLines = lines.length;
   }
 
-  #erase(): void {
-    if (this.#blockLines > 0) this.screen.write(`\u001b[${this.#blockLines}A\u001b[0J`);
+  #erasure(): string {
+    const up = this.#blockLines === 0 ? '' : `\u001b[${this.#blockLines}A\u001b[0J`;
     this.#blockLines = 0;
+    return up;
   }
 
   #block(figures: Figures, plan: Plan, seconds: number): string[] {

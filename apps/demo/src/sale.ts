@@ -35,7 +35,7 @@ export interface Operator {
 const CALL_TIMEOUT_MS = 10_000;
 const OPENS_AFTER_MS = 1_500;
 const OPEN_TIMEOUT_MS = 30_000;
-const SETTLE_TIMEOUT_MS = 120_000;
+const SETTLE_TIMEOUT_MS = 300_000;
 
 /** A sale's life as its operator leads it, over the operators' HTTP API. Every call may be repeated. */
 export class SaleDesk {

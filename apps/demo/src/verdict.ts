@@ -138,7 +138,7 @@ export function tell(
   display.say();
   display.say(
     ` ${clean ? display.green(display.bold('CLEAN')) : display.red(display.bold('NOT CLEAN'))}` +
-      `  ${group(verdict.sold)} of ${group(verdict.allotment)} units sold to ${group(figures.arrived)} shoppers`,
+      `  ${group(verdict.sold)} of ${group(verdict.allotment)} units sold; ${group(figures.arrived)} people wanted one`,
   );
   display.say();
   display.say(` ${mark(verdict.oversold)} ${group(verdict.oversold)} oversold`);

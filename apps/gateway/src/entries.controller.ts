@@ -4,7 +4,7 @@ import { AttemptId, SaleId, saleIdOf, type IdempotencyKey } from '@flash-sale/do
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
 import { Admissions, type Admission } from './admission.js';
-import { AccessFor, IdInPath, Origin, RetryKey, WhoCalls } from './caller.js';
+import { AccessFor, IdInPath, Origin, RetryKey, WhoCalls } from './caller.guard.js';
 import { EventStreams, type Look } from './event-streams.js';
 import type { Caller } from './identity.js';
 import { Refusal, answerOf, refuseProblem } from './problems.js';

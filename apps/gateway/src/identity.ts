@@ -1,4 +1,4 @@
-import { createHash, createPublicKey, randomUUID } from 'node:crypto';
+import { createHash, createPublicKey, createSecretKey, randomUUID, type KeyObject } from 'node:crypto';
 import { ShopperId } from '@flash-sale/domain';
 import {
   SignJWT,
@@ -161,21 +161,20 @@ function keyResolver({ algorithm, keys }: AccessTokensOptions): JWTVerifyGetKey 
   }
   switch (keys.kind) {
     case 'secret':
-      return ({ kid }) => {
-        // Our one secret has no name: a token that names one means another.
-        if (kid !== undefined) throw new errors.JWKSNoMatchingKey();
-        return keys.secret;
-      };
-    case 'pem': {
-      const key = createPublicKey(keys.pem);
-      return ({ kid }) => {
-        if (kid !== undefined) throw new errors.JWKSNoMatchingKey();
-        return key;
-      };
-    }
+      return onlyKey(createSecretKey(keys.secret));
+    case 'pem':
+      return onlyKey(createPublicKey(keys.pem));
     case 'jwks':
       return createLocalJWKSet(JSON.parse(keys.json) as JSONWebKeySet);
     case 'jwks-url':
       return createRemoteJWKSet(new URL(keys.url), { timeoutDuration: 2_000, cooldownDuration: 5_000 });
   }
+}
+
+/** Our one key has no name: a token that names one means another. An object, because jose then imports it once only. */
+function onlyKey(key: KeyObject): JWTVerifyGetKey {
+  return ({ kid }) => {
+    if (kid !== undefined) throw new errors.JWKSNoMatchingKey();
+    return key;
+  };
 }

@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { PROBLEM_CODES } from '@flash-sale/contracts';
 import { z } from 'zod';
-import { LoneGateway } from './gateway.test-world.js';
+import { LoneGateway } from './fixtures/lone-gateway.js';
 import { openApiDocument } from './openapi.js';
 
 /** The document against the routes that a running gateway really has. */

@@ -3,7 +3,7 @@ import { SaleReport, SalesClient, type inventory } from '@flash-sale/contracts';
 import { LineSettings, Phase, SaleId, SkuId, StoredPhase } from '@flash-sale/domain';
 import { uuidV7 } from '@flash-sale/service';
 import type { z } from 'zod';
-import { AccessFor, IdInPath, WhoCalls } from './caller.js';
+import { AccessFor, IdInPath, WhoCalls } from './caller.guard.js';
 import type { Caller } from './identity.js';
 import { Refusal, answerOf, refuseProblem } from './problems.js';
 import { EmptyBody, NewSaleBody, instantOf, type OperatorSale } from './schemas.js';

@@ -4,7 +4,7 @@ import { OrdersClient, type item, type order } from '@flash-sale/contracts';
 import { AttemptId, ORDER_STATES, SaleId, SkuId, type IdempotencyKey } from '@flash-sale/domain';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
-import { AccessFor, IdInPath, Origin, RetryKey, WhoCalls } from './caller.js';
+import { AccessFor, IdInPath, Origin, RetryKey, WhoCalls } from './caller.guard.js';
 import { headersOf } from './entries.controller.js';
 import { EventStreams, type Look } from './event-streams.js';
 import type { Caller } from './identity.js';

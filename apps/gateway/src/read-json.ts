@@ -48,7 +48,7 @@ function shapeFault(text: string): Fault | null {
   let keys = 0;
   let lastString: string | null = null;
   for (let at = 0; at < text.length; at += 1) {
-    switch (text[at]) {
+    switch (text.charAt(at)) {
       case '"': {
         const end = endOfString(text, at);
         if (end === -1) return malformed('The body is not JSON.');

@@ -1,7 +1,7 @@
 import { Body, Controller, Get, Header, HttpCode, Inject, Post } from '@nestjs/common';
 import { LineClient, type SaleSnapshot } from '@flash-sale/contracts';
 import { SaleId } from '@flash-sale/domain';
-import { AccessFor, IdInPath, WhoCalls } from './caller.js';
+import { AccessFor, IdInPath, WhoCalls } from './caller.guard.js';
 import { AccessTokens, type Caller } from './identity.js';
 import { Refusal, answerOf } from './problems.js';
 import { SalesFeed } from './sales-feed.js';

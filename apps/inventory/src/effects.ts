@@ -3,7 +3,7 @@ import { countsAsSold, type OrderState } from '@flash-sale/domain';
 import type { Effect, Stock } from './stock.js';
 
 /** One try applies at most this many. */
-const MAX_EFFECTS = 500;
+export const MAX_EFFECTS = 500;
 
 interface EffectRow extends SqlRow {
   order_id: string;

@@ -20,12 +20,18 @@ describeOnEveryRedis(({ redis, open }) => {
       expect(Number(await redis().zscore(bucket.keys.deadlines, tailFor('a1')))).toBe(hold?.deadlineMs);
     });
 
-    it('gives a repeated attempt the same hold and takes no second unit', async () => {
+    it('gives a repeated attempt the same answer and no second unit, at every stage of its life', async () => {
       const bucket = await open(5);
+      const again = async () => (await bucket.grant(wish('a1', 'alice')))[0];
       const [first] = await bucket.grant(wish('a1', 'alice'));
-      const [second] = await bucket.grant(wish('a1', 'alice'));
-      expect(second).toEqual({ ...first, outcome: 'known' });
+      expect(await again()).toEqual({ ...first, outcome: 'known' });
       expect(await bucket.units()).toBe('free 4 held 1 queued 0 sold 0');
+      await bucket.apply(['a1', 'confirm']);
+      expect(await again()).toMatchObject({ outcome: 'known', text: expect.stringMatching(/^C/) });
+      expect(await bucket.units()).toBe('free 4 held 0 queued 0 sold 1');
+      await bucket.apply(['a1', 'void cancelled']);
+      expect(await again()).toMatchObject({ outcome: 'known', text: expect.stringMatching(/^V/) });
+      expect(await bucket.units()).toBe('free 5 held 0 queued 0 sold 0');
     });
 
     it('decides a batch one item after another, on what the items before have left', async () => {
@@ -210,7 +216,7 @@ describeOnEveryRedis(({ redis, open }) => {
       expect(await bucket.queue(a1)).toBe('expiring');
     });
 
-    it.each(['cancelled', 'unpaid', 'limit', 'sold_out', 'refunding', 'lost'])(
+    it.each(['cancelled', 'unpaid', 'limit', 'sold_out', 'refunding', 'lost', 'poison'])(
       'answers with the row of an order that is void because %s',
       async (reason) => {
         const bucket = await open(2);

@@ -118,7 +118,9 @@ export function openInventory(options: InventoryOptions): Inventory {
   });
   const sweeping = new Loop({
     intervalMs: options.sweepIntervalMs,
-    run: (signal) => sweeper.pass(signal),
+    run: async (signal) => {
+      if (await sweeper.pass(signal)) sweeping.nudge();
+    },
     onError: (error) => onError('a sweep was not finished', error),
   });
   const watching = new Loop({
@@ -144,7 +146,13 @@ export function openInventory(options: InventoryOptions): Inventory {
       await Promise.all([sweeping.stop(), watching.stop()]);
     },
     onFeedMessage(message) {
-      const told = decodeSnapshot(message);
+      let told: ReturnType<typeof decodeSnapshot>;
+      try {
+        told = decodeSnapshot(message);
+      } catch (error) {
+        // Whoever else publishes on this Redis must not be able to end this process.
+        return onError('a sale was published that cannot be read', error);
+      }
       const known = book.get(told.saleId);
       if (known?.storedPhase === told.storedPhase && known.epoch === told.epoch) return;
       book.reload(told.saleId).catch((error: unknown) => onError('a changed sale could not be read', error));

@@ -55,6 +55,8 @@ export interface HoldRecord {
   readonly state: HoldState;
   readonly quantity: number;
   readonly deadlineMs: number;
+  /** Of the order that was queued with it; null where none ever was. */
+  readonly deliveryHash: string | null;
   /** Where the acknowledged order lies in Kafka; null while that is not known. */
   readonly placedAt: { readonly partition: number; readonly offset: bigint } | null;
   /** Why it is void, or will be unless it turns out to be an order; empty otherwise. */
@@ -75,7 +77,16 @@ const STATES: Readonly<Record<string, HoldState>> = {
 /** Reads a record as scripts/include/attempt.lua writes it; throws on anything else. */
 export function parseAttempt(saleId: SaleId, tail: string, text: string): HoldRecord {
   const fields = text.split('|');
-  const [letter = '', shopper = '', quantity, deadline, , partition = '', offset = '', reason = ''] = fields;
+  const [
+    letter = '',
+    shopper = '',
+    quantity,
+    deadline,
+    delivery = '',
+    partition = '',
+    offset = '',
+    reason = '',
+  ] = fields;
   const state = STATES[letter];
   if (!state || fields.length !== 10) throw new Error(`"${text}" is not the record of an attempt`);
   return {
@@ -84,6 +95,7 @@ export function parseAttempt(saleId: SaleId, tail: string, text: string): HoldRe
     state,
     quantity: Number(quantity),
     deadlineMs: Number(deadline),
+    deliveryHash: delivery === '' ? null : delivery,
     placedAt: offset === '' ? null : { partition: Number(partition), offset: BigInt(offset) },
     reason,
     grantedAtMs: Number(fields[8]),

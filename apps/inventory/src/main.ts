@@ -16,7 +16,6 @@ await runMain('inventory', env.LOG_LEVEL, async (log) => {
     commandTimeoutMs: env.REDIS_COMMAND_TIMEOUT_MS,
     log,
   });
-  await migrate(env.MYSQL_URL);
   const database = new Database({ url: env.MYSQL_URL, poolSize: env.MYSQL_POOL_SIZE });
   const kafka = new KafkaAdmin({ brokers: env.KAFKA_BROKERS, clientId: 'inventory', log });
   const inventory = openInventory({
@@ -34,13 +33,16 @@ await runMain('inventory', env.LOG_LEVEL, async (log) => {
     watchIntervalMs: env.WATCH_INTERVAL_MS,
     log,
   });
-  await inventory.book.refresh().catch((cause: unknown) => {
-    const reason = cause instanceof Error ? cause.message : String(cause);
+  try {
+    await migrate(env.MYSQL_URL);
+    await inventory.book.refresh();
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message || String(cause) : String(cause);
     throw new Error(
-      `the sales cannot be read from MySQL (${reason}); start it, set MYSQL_URL to where it is, or run the migrations`,
+      `the sales cannot be read from MySQL (${reason}); start it, or set MYSQL_URL to where it is`,
       { cause },
     );
-  });
+  }
   const feed = subscribe({
     ...address,
     name: 'inventory-feed',
@@ -50,6 +52,10 @@ await runMain('inventory', env.LOG_LEVEL, async (log) => {
       inventory.book.refresh().catch((error: unknown) => log.warn({ err: error }, 'sales could not be read'));
     },
     log,
+  });
+  // Grants need no Kafka, so its absence is no reason not to start; but nothing can expire until it is there.
+  kafka.logBounds(env.ORDERS_TOPIC).catch((error: unknown) => {
+    log.warn({ err: error }, `topic ${env.ORDERS_TOPIC} cannot be read yet; until it can, no hold expires`);
   });
   inventory.start();
   await startService({

@@ -52,7 +52,7 @@ export class StockController {
       results: outcomes.map((found) =>
         found.outcome === 'hold'
           ? {
-              outcome: HOLD_OUTCOMES[found.hold.state],
+              outcome: outcomeOf(found.hold),
               hold: holdOnWire(found.hold),
               created: found.created,
             }
@@ -67,7 +67,7 @@ export class StockController {
     return {
       results: outcomes.map((found: FindOutcome) =>
         found.outcome === 'hold'
-          ? { outcome: HOLD_OUTCOMES[found.hold.state], hold: holdOnWire(found.hold) }
+          ? { outcome: outcomeOf(found.hold), hold: holdOnWire(found.hold) }
           : { outcome: found.outcome === 'unknown' ? 'UNKNOWN' : 'UNAVAILABLE', hold: undefined },
       ),
     };
@@ -120,6 +120,11 @@ export class StockController {
     );
     return { applied };
   }
+}
+
+/** An order that is being checked is a queued one to its shopper; only a hold without an order is said to be expiring. */
+function outcomeOf(hold: Hold): (typeof HOLD_OUTCOMES)[Hold['state']] {
+  return hold.state === 'expiring' && hold.deliveryHash !== null ? 'QUEUED' : HOLD_OUTCOMES[hold.state];
 }
 
 function holdOnWire(hold: Hold): inventory.Hold {

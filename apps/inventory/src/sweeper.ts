@@ -4,7 +4,7 @@ import { DatabaseError } from '@flash-sale/database';
 import { bucketOf, tailOf, type OrderState } from '@flash-sale/domain';
 import { hasPassed, type KafkaAdmin, type LogBounds, type Offsets } from '@flash-sale/kafka';
 import type { RedisClient } from '@flash-sale/redis';
-import type { Effects } from './effects.js';
+import { MAX_EFFECTS, type Effects } from './effects.js';
 import { bucketKeys, parseAttempt, type HoldRecord } from './keys.js';
 import type { InventoryMetrics } from './metrics.js';
 import type { KnownSale, SaleBook } from './sale-book.js';
@@ -59,7 +59,10 @@ export interface SweeperOptions {
  * lost it.
  */
 export class Sweeper {
-  /** How far the writer must come for an attempt. Kept over passes, so that a steady lag does not postpone it for ever. */
+  /**
+   * How far the writer must come for an attempt, by attempt and deadline. Kept over passes, so that a steady lag does not
+   * postpone it for ever; an attempt that was queued again after all has another deadline and is waited for anew.
+   */
   private readonly awaited = new Map<string, LogBounds>();
 
   constructor(
@@ -72,8 +75,12 @@ export class Sweeper {
     private readonly options: SweeperOptions,
   ) {}
 
-  /** One pass over all sales: half transfers, overdue attempts, then the outbox. */
-  async pass(signal?: AbortSignal): Promise<void> {
+  /**
+   * One pass over all sales: half transfers, overdue attempts, then the outbox.
+   *
+   * @returns whether there was more than one pass takes, so that the next should not wait
+   */
+  async pass(signal?: AbortSignal): Promise<boolean> {
     const expiring: Expiring[] = [];
     const acknowledged: Expiring[] = [];
     const moving = this.book.moving();
@@ -84,7 +91,7 @@ export class Sweeper {
         storedPhase === 'draft' || moving.some((sale) => sale.saleId === saleId) ? [] : [saleId],
       );
     for (const sale of moving) {
-      if (signal?.aborted) return;
+      if (signal?.aborted) return false;
       const due = await this.takeDue(sale).catch((error: unknown) => {
         this.options.log.error({ err: error, sale: sale.saleId }, 'overdue holds could not be read');
         return null;
@@ -99,6 +106,7 @@ export class Sweeper {
     if (found > 0) this.options.log.info({ found, applied }, 'applied effects that nobody had applied');
     if (acknowledged.length > 0) await this.settleAcknowledged(acknowledged);
     if (expiring.length > 0) await this.expire(expiring, signal);
+    return found >= MAX_EFFECTS || expiring.length >= MAX_DUE;
   }
 
   /** Attempts that are due, now leased to this sweeper; null where Redis does not know the sale. */
@@ -194,16 +202,16 @@ export class Sweeper {
   }
 
   private async rememberEnds(expiring: readonly Expiring[]): Promise<void> {
-    const unknown = expiring.filter(({ record }) => !this.awaited.has(record.attemptId));
+    const unknown = expiring.filter(({ record }) => !this.awaited.has(expiryOf(record)));
     if (unknown.length === 0) return;
     if (this.awaited.size + unknown.length > MAX_REMEMBERED) this.awaited.clear();
     const bounds = await this.kafka.logBounds(this.options.ordersTopic);
-    for (const { record } of unknown) this.awaited.set(record.attemptId, bounds);
+    for (const { record } of unknown) this.awaited.set(expiryOf(record), bounds);
   }
 
   /** Whether the group has read all that was in Kafka when the attempt had begun to expire. */
   private isPassed({ record }: Expiring, committed: Offsets): boolean {
-    const bounds = this.awaited.get(record.attemptId);
+    const bounds = this.awaited.get(expiryOf(record));
     return bounds !== undefined && hasPassed(committed, bounds.ends, bounds.lows);
   }
 
@@ -211,8 +219,8 @@ export class Sweeper {
     const { metrics, log } = this.options;
     const rows = await this.insertTombstones(passed);
     await this.effects.applyRows(rows.map(({ row }) => effectRow(row)));
+    for (const { record } of passed) this.awaited.delete(expiryOf(record));
     for (const { row, mine } of rows) {
-      this.awaited.delete(row.order_id);
       metrics.swept.add(1, { outcome: mine ? 'expired' : row.state });
       if (mine) metrics.tombstones.add(1, { reason: row.reason ?? '' });
     }
@@ -280,6 +288,8 @@ async function insertAndRead(
         record.reason,
         batchId,
         record.epoch,
+        // Says that there was an order: its shopper may have seen it queued, and must see how it ended.
+        record.deliveryHash,
         record.placedAt?.partition ?? null,
         record.placedAt === null ? null : String(record.placedAt.offset),
         1,
@@ -288,7 +298,7 @@ async function insertAndRead(
   const row = `(${values[0]?.map(() => '?').join(', ')}, NOW(3), NOW(3))`;
   await statements.change(
     `INSERT INTO orders (order_id, sale_id, shopper_id, sku_id, quantity, unit_price, currency, state, reason, batch_id,
-       epoch, kafka_partition, kafka_offset, version, created_at, updated_at)
+       epoch, delivery_hash, kafka_partition, kafka_offset, version, created_at, updated_at)
      VALUES ${values.map(() => row).join(', ')} ON DUPLICATE KEY UPDATE order_id = order_id`,
     values.flat(),
   );
@@ -325,6 +335,10 @@ async function readPending(statements: Statements, ids: readonly string[]): Prom
     [ids],
   );
   return new Set(rows.map((row) => String(row['order_id'])));
+}
+
+function expiryOf({ attemptId, deadlineMs }: HoldRecord): string {
+  return `${attemptId}@${deadlineMs}`;
 }
 
 function effectRow(row: OrderRow) {

@@ -42,7 +42,7 @@ function decodeStanding(item: unknown): Standing {
   if (!Array.isArray(item) || !item.every((part) => typeof part === 'string')) {
     throw new Error('a list of texts was expected');
   }
-  const [kind, tail = '', third = '', fourth = ''] = item;
+  const [kind = '', tail = '', third = '', fourth = ''] = item;
   switch (kind) {
     case 'waiting':
       return { kind, tail: required(tail), position: count(third), created: flag(fourth) };

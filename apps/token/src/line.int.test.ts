@@ -11,6 +11,7 @@ import {
   type SigningKeys,
 } from '@flash-sale/domain';
 import { connectRedis, type RedisClient } from '@flash-sale/redis';
+import { startRedisCluster, type RedisCluster } from '@flash-sale/stack';
 import { Line, type StockForLine } from './line.js';
 import { ProofOfWork } from './proof-of-work.js';
 
@@ -91,6 +92,10 @@ afterAll(() => redis.disconnect());
 beforeEach(() => {
   saleId = SaleId.parse(`line-${randomBytes(6).toString('hex')}`);
   stock = new SmallStock();
+  line = newLine();
+});
+
+function newLine(): Line {
   const proofOfWork = new ProofOfWork(redis, {
     secret: randomBytes(32),
     cost: 1,
@@ -98,8 +103,8 @@ beforeEach(() => {
     lifetimeMs: 60_000,
     now: Date.now,
   });
-  line = new Line({ redis, stock, keys, proofOfWork, stockTimeoutMs: 1_000 });
-});
+  return new Line({ redis, stock, keys, proofOfWork, stockTimeoutMs: 1_000 });
+}
 
 function item(shopper: string, key: string, changes: Partial<token.EnterItem> = {}): token.EnterItem {
   const shopperId = ShopperId.parse(shopper);
@@ -419,13 +424,50 @@ describe('Line with a line', () => {
   });
 
   it('goes on after Redis has forgotten its scripts', async () => {
-    await occupyHead();
-    await enter('b');
-    await redis.script('FLUSH');
-    expect(await find('b')).toMatchObject({ state: 'waiting' });
-    await redis.script('FLUSH');
-    expect(await enter('c')).toMatchObject({ state: 'waiting' });
-    await redis.script('FLUSH');
-    expect(await leave('c')).toEqual({ problem: '' });
+    await wholeWay();
   });
 });
+
+describe('Line on a Redis Cluster of three masters', () => {
+  let cluster: RedisCluster;
+  let single: RedisClient;
+  beforeAll(async () => {
+    cluster = await startRedisCluster({ masters: 3, log: () => {} });
+    single = redis;
+    redis = await connectRedis({ clusterNodes: cluster.nodes, name: 'line-test', commandTimeoutMs: 5_000 });
+  }, 60_000);
+  afterAll(async () => {
+    redis.disconnect();
+    redis = single;
+    await cluster.stop();
+  });
+
+  it('goes the whole way, whatever slot the sale lies in, and forgotten scripts or not', async () => {
+    for (let sale = 0; sale < 6; sale += 1) {
+      saleId = SaleId.parse(`line-${sale}-${randomBytes(6).toString('hex')}`);
+      line = newLine();
+      await wholeWay();
+    }
+  });
+});
+
+/** Each script once, each time on a Redis that does not know it any more. */
+async function wholeWay(): Promise<void> {
+  const nodes = 'nodes' in redis ? redis.nodes('master') : [redis];
+  const forget = () => Promise.all(nodes.map((node) => node.script('FLUSH')));
+  await forget();
+  stock.refusal = 'SOLD_OUT';
+  expect(await enter('early')).toMatchObject({ problem: 'sold_out' });
+  stock.refusal = null;
+  await delay(1_100);
+  await forget();
+  expect(await enter('a')).toMatchObject({ state: 'granted' });
+  expect(await enter('b')).toMatchObject({ state: 'waiting', position: 1 });
+  await forget();
+  expect(await find('b')).toMatchObject({ state: 'waiting', position: 1 });
+  expect(await enter('c')).toMatchObject({ state: 'waiting', position: 2 });
+  await forget();
+  expect(await leave('b')).toEqual({ problem: '' });
+  expect(await find('c')).toMatchObject({ state: 'waiting', position: 1 });
+  expect(await enter('c', 'again')).toMatchObject({ state: 'waiting', position: 1, created: false });
+}

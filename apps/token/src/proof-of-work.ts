@@ -1,6 +1,6 @@
 import { SaleId, ShopperId, type AttemptId } from '@flash-sale/domain';
 import type { RedisClient } from '@flash-sale/redis';
-import { createChallenge, randomInt, verifySolution, type Challenge, type Solution } from 'altcha-lib';
+import { createChallenge, randomInt, verifySolution, type Challenge } from 'altcha-lib';
 import { deriveKey } from 'altcha-lib/algorithms/pbkdf2';
 import { z } from 'zod';
 import { usedChallengeKey } from './keys.js';
@@ -92,8 +92,8 @@ export class ProofOfWork {
     if (!payload) return 'invalid_token';
     const { challenge, solution } = payload;
     const result = await verifySolution({
-      challenge: challenge as Challenge,
-      solution: solution satisfies Solution,
+      challenge,
+      solution,
       deriveKey,
       hmacSignatureSecret: this.signatureSecret,
       hmacKeySignatureSecret: this.keySecret,

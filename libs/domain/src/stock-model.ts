@@ -53,15 +53,8 @@ export type ModelEffect =
   | { readonly outcome: 'applied' | 'already' | 'missing' }
   | { readonly outcome: 'void_before'; readonly reason: string };
 
-/** Reasons behind which a row of MySQL stands that was an order, or a record that Kafka had acknowledged. */
-const DECIDED: ReadonlySet<string> = new Set([
-  'cancelled',
-  'unpaid',
-  'limit',
-  'sold_out',
-  'refunding',
-  'lost',
-]);
+/** Ended before there was an order: behind every other reason stands a row of MySQL. */
+const NEVER_ORDERED: ReadonlySet<string> = new Set(['hold_expired', 'released']);
 
 export class StockModel {
   readonly attempts = new Map<string, ModelAttempt>();
@@ -126,7 +119,7 @@ export class StockModel {
     const { state } = attempt;
     if (state === 'h' || state === 'q') return 'expiring';
     if (state === 'H' && nowMs > attempt.deadlineMs) return 'token_expired';
-    if (state === 'V' && !DECIDED.has(attempt.reason) && attempt.offset === '') return 'token_expired';
+    if (state === 'V' && NEVER_ORDERED.has(attempt.reason) && attempt.offset === '') return 'token_expired';
     if (attempt.deliveryHash !== '' && attempt.deliveryHash !== wish.deliveryHash) return 'other_delivery';
     if (state === 'C' || state === 'V') return 'decided';
     attempt.state = 'Q';
@@ -151,8 +144,8 @@ export class StockModel {
       return 'released';
     }
     if (attempt.state === 'h') return 'released';
-    const givenUp = attempt.reason === 'released' || attempt.reason === 'hold_expired';
-    return attempt.state === 'V' && givenUp && attempt.offset === '' ? 'released' : 'already_ordered';
+    const never = NEVER_ORDERED.has(attempt.reason) && attempt.offset === '';
+    return attempt.state === 'V' && never ? 'released' : 'already_ordered';
   }
 
   /** A sweeper comes by: what is overdue and not acknowledged begins to expire. Returns all that it has to look at. */

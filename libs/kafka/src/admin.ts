@@ -49,8 +49,7 @@ export class KafkaAdmin {
           },
         ],
       });
-      const { topics } = await admin.fetchTopicMetadata({ topics: [spec.topic] });
-      return { created, partitions: topics[0]?.partitions.length ?? 0 };
+      return { created, partitions: await partitionsOf(admin, spec.topic) };
     });
   }
 
@@ -127,6 +126,21 @@ export class KafkaAdmin {
   private async discard(connection: Promise<{ handle: KafkaHandle; admin: Admin }>): Promise<void> {
     const opened = await connection.catch(() => undefined);
     if (opened) await discard(opened.handle, () => opened.admin.disconnect(), 1_000);
+  }
+}
+
+/** A broker learns of a topic that another process has just made a moment after the controller says that it exists. */
+async function partitionsOf(admin: Admin, topic: string): Promise<number> {
+  for (let tries = 1; ; tries += 1) {
+    try {
+      const { topics } = await admin.fetchTopicMetadata({ topics: [topic] });
+      return topics[0]?.partitions.length ?? 0;
+    } catch (error) {
+      const { type } = error as { type?: unknown };
+      const isNews = type === 'UNKNOWN_TOPIC_OR_PARTITION' || type === 'LEADER_NOT_AVAILABLE';
+      if (!isNews || tries === 50) throw error;
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
   }
 }
 

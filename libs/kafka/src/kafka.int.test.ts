@@ -122,7 +122,7 @@ describe('SupervisedProducer', () => {
     });
     await until('all read', () => read.size === outgoing.length);
     sent.forEach((place, index) => {
-      const key = String(outgoing[index]?.key);
+      const key = outgoing[index]?.key ?? '';
       expect(read.get(key)).toEqual({ partition: place.partition, offset: place.offset });
       expect(place.partition).toBe(partitionOf(key, 5));
       expect(place.settledAtMs).toBeGreaterThanOrEqual(place.sentAtMs);

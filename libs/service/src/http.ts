@@ -98,11 +98,14 @@ function observe(app: NestFastifyApplication, log: Log, isDraining: () => boolea
     description: 'How long requests took, by route and status',
   });
   fastify.addHook('onResponse', (request, reply, done) => {
-    durations.record(reply.elapsedTime / 1_000, {
-      'http.request.method': request.method,
-      'http.route': request.routeOptions.url ?? 'unknown',
-      'http.response.status_code': reply.statusCode,
-    });
+    // How long an event stream was open says nothing about how fast we are.
+    const isStream = String(reply.raw.getHeader('content-type')).startsWith('text/event-stream');
+    if (!isStream)
+      durations.record(reply.elapsedTime / 1_000, {
+        'http.request.method': request.method,
+        'http.route': request.routeOptions.url ?? 'unknown',
+        'http.response.status_code': reply.statusCode,
+      });
     // A refusal is an answer; only a defect is worth a line of its own. 503 is said by whoever knows the reason.
     if (reply.statusCode >= 500 && reply.statusCode !== 503) {
       log.error(

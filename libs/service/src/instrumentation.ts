@@ -42,6 +42,12 @@ function durationView(instrumentName: string, labels: string[]) {
   };
 }
 
+/** The chassis measures requests itself, since this instrumentation is not always there. */
+const viewOfHttpInstrumentation = {
+  meterName: '@opentelemetry/instrumentation-http',
+  aggregation: { type: AggregationType.DROP as const },
+};
+
 const endpoint = process.env['OTEL_EXPORTER_OTLP_ENDPOINT'];
 const givenRatio = Number(process.env['OTEL_TRACES_SAMPLER_ARG'] ?? '1');
 const ratio = Number.isFinite(givenRatio) ? Math.min(1, Math.max(0, givenRatio)) : 1;
@@ -67,11 +73,7 @@ const sdk = new NodeSDK({
   metricReaders: [exporter],
   logRecordProcessors: [],
   views: [
-    // The chassis measures requests itself, since this instrumentation is not always there.
-    {
-      meterName: '@opentelemetry/instrumentation-http',
-      aggregation: { type: AggregationType.DROP as const },
-    },
+    viewOfHttpInstrumentation,
     durationView('http.server.request.duration', [
       'http.request.method',
       'http.response.status_code',

@@ -44,15 +44,19 @@ export async function startService(options: ServiceOptions): Promise<RunningServ
   const { log } = options;
   const servers: HttpServer[] = [];
   const steps: DrainStep[] = [];
+  const lastSteps: DrainStep[] = [
+    ...(options.drain?.close ?? []),
+    { name: 'telemetry', run: () => findTelemetry()?.shutdown() },
+  ];
   const isDraining = () => drain.isDraining;
 
   const drain = new Drain(
     {
       waitMs: options.drain?.waitMs ?? 0,
-      // The array is filled below, as servers start.
+      // These arrays are filled below, as servers start.
       stop: steps,
       flush: options.drain?.flush ?? [],
-      close: [...(options.drain?.close ?? []), { name: 'telemetry', run: () => findTelemetry()?.shutdown() }],
+      close: lastSteps,
     },
     log,
     options.exit,
@@ -80,6 +84,7 @@ export async function startService(options: ServiceOptions): Promise<RunningServ
     log,
     isDraining,
   );
+  lastSteps.push({ name: 'http ops', run: () => ops.close() });
   return {
     opsPort: ops.port,
     http: new Map(servers.map((server) => [server.name, server])),

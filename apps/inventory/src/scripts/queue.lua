@@ -6,8 +6,9 @@
 --@include "include/account.lua"
 
 local ITEM = 5
--- A row of MySQL ended these; the others ended without one, unless Kafka is known to hold the order.
-local DECIDED = { cancelled = true, unpaid = true, limit = true, sold_out = true, refunding = true, lost = true }
+-- These ended before there was an order; behind every other reason stands a row of MySQL, as behind a record that Kafka
+-- is known to have had.
+local NEVER_ORDERED = { hold_expired = true, released = true }
 
 local now, ahead = now_ms(), tonumber(ARGV[1])
 local epoch = redis.call('HGET', KEYS[1], 'epoch')
@@ -27,7 +28,7 @@ local function decide(tail, shopper, quantity, token_epoch, delivery)
   if a.shopper ~= shopper or a.quantity ~= tonumber(quantity) then return 'CONTRADICTS' end
   if a.state == 'h' or a.state == 'q' then return 'EXPIRING' end
   if a.state == 'H' and now > a.deadline then return 'TOKEN_EXPIRED' end
-  if a.state == 'V' and not DECIDED[a.reason] and a.offset == '' then return 'TOKEN_EXPIRED' end
+  if a.state == 'V' and NEVER_ORDERED[a.reason] and a.offset == '' then return 'TOKEN_EXPIRED' end
   if a.delivery ~= '' and a.delivery ~= delivery then return 'OTHER_DELIVERY' end
   if a.state == 'C' or a.state == 'V' then return 'DECIDED' end
   if a.state == 'H' then queued_units = queued_units + a.quantity end

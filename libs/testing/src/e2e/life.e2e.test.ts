@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
-import { DELIVERY, World, sleep, until } from '../world.js';
+import { DELIVERY, World, sleep, until, type Answer } from '../world.js';
 
 /** The lives of a sale, a hold and an order over HTTP, through the five real services. */
 describe('over HTTP', () => {
@@ -304,7 +304,7 @@ describe('over HTTP', () => {
     it('lets people in one after another, tells them their place, and loses no unit of those who leave', async () => {
       const saleId = await world.openSale({ allotment: 20, line: { mode: 'fifo', admitPerSecond: 2 } });
       const people = Array.from({ length: 8 }, (_, i) => world.shopper(`line-${i}`));
-      const answers = [];
+      const answers: Answer[] = [];
       for (const person of people) answers.push(await person.enter(saleId, 'k'));
       const admitted = people.filter((_, i) => answers[i]?.status === 201);
       for (const person of admitted) await person.buy(saleId);

@@ -2,7 +2,7 @@ import { createHmac } from 'node:crypto';
 import { gzipSync } from 'node:zlib';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import type { SaleSnapshot } from '@flash-sale/contracts';
-import { LoneGateway, WEBHOOK_SECRET, accessToken } from './gateway.test-world.js';
+import { LoneGateway, WEBHOOK_SECRET, accessToken } from './fixtures/lone-gateway.js';
 
 /**
  * What a stranger or an attacker may send, against a real gateway and a real Redis. Nobody is behind the gateway: an

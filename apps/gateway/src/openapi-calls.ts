@@ -1,0 +1,311 @@
+import type { ProblemCode } from '@flash-sale/contracts';
+import type { z } from 'zod';
+import * as schemas from './schemas.js';
+
+/** Every call of the HTTP contract, as the OpenAPI document describes it. */
+export type Tag = 'Sales' | 'Entries' | 'Orders' | 'Payment provider' | 'Operators';
+
+/** One call. */
+export interface Call {
+  readonly call: `${'get' | 'post' | 'delete'} ${string}`;
+  readonly id: string;
+  readonly tag: Tag;
+  readonly summary: string;
+  /** The schema of the body that comes in; its name in {@link NAMED}. */
+  readonly body?: keyof typeof NAMED;
+  readonly headers?: readonly (keyof typeof HEADERS)[];
+  readonly query?: Readonly<Record<string, string>>;
+  /** Status → description and, where there is a body, the name of its schema. */
+  readonly answers: Readonly<Record<number, readonly [string, (keyof typeof NAMED | 'EventStream')?]>>;
+  /** Besides those that every call may end with. */
+  readonly problems?: readonly ProblemCode[];
+}
+
+/** The schemas by the names that the document gives them. */
+export const NAMED = {
+  Time: schemas.TimeAnswer,
+  NewSession: schemas.SessionBody,
+  Session: schemas.SessionAnswer,
+  Sale: schemas.SaleAnswer,
+  Sales: schemas.SalesAnswer,
+  Challenge: schemas.ChallengeAnswer,
+  NewEntry: schemas.EntryBody,
+  Entry: schemas.EntryAnswer,
+  GrantedEntry: schemas.GrantedEntry,
+  WaitingEntry: schemas.WaitingEntry,
+  NewOrder: schemas.OrderBody,
+  PlacedOrder: schemas.PlacedOrder,
+  Order: schemas.OrderAnswer,
+  Orders: schemas.OrdersAnswer,
+  NewPayment: schemas.PaymentBody,
+  PendingPayment: schemas.PendingPayment,
+  PaymentEvent: schemas.WebhookBody,
+  NewSale: schemas.NewSaleBody,
+  OperatorSale: schemas.OperatorSale,
+  OperatorSales: schemas.OperatorSales,
+  Report: schemas.SaleReport,
+  Problem: schemas.ProblemAnswer,
+} as const satisfies Record<string, z.ZodType>;
+
+/** Bodies that come in are described as they are sent, with defaults left out; the others as they arrive. */
+export const INCOMING = new Set<string>([
+  'NewSession',
+  'NewEntry',
+  'NewOrder',
+  'NewPayment',
+  'PaymentEvent',
+  'NewSale',
+]);
+
+/** Headers that calls take, as parameters. */
+export const HEADERS = {
+  'Idempotency-Key': {
+    required: true,
+    description: 'Made by the caller; repeating a call with the same key repeats nothing.',
+    schema: { type: 'string', pattern: '^[A-Za-z0-9_.-]{1,128}$' },
+    example: '0197f3c2-5d7e-7c1a-9a55-2f1d0f0c8a11',
+  },
+  'X-Entry-Ticket': {
+    required: false,
+    description: 'The ticket of a waiting entry.',
+    schema: { type: 'string' },
+    example: 't1.k1.eyJlIjoi….c2lnbmF0dXJl',
+  },
+  'X-Payment-Timestamp': {
+    required: true,
+    description: 'Unix seconds, at most five minutes away.',
+    schema: { type: 'string', pattern: '^[0-9]{1,12}$' },
+    example: '1794398400',
+  },
+  'X-Payment-Signature': {
+    required: true,
+    description: 'Hexadecimal HMAC-SHA256 of `<timestamp>.<body>` with the shared secret.',
+    schema: { type: 'string', pattern: '^[0-9a-f]{64}$' },
+    example: '5257a869e7ecebeda32affa62cdca3fa51cad7e77a0e56ff536d0ce8e108d8bd',
+  },
+} as const;
+
+const OPERATIONS = {
+  'warm-up': 'Loads the stock; the sale then opens by the clock',
+  pause: 'No new grants; holds and orders run on',
+  resume: 'Sells again',
+  close: 'Ends selling for good; holds and orders run on',
+  settle: 'Closes the books; refused while anything is unresolved',
+} as const;
+
+export const CALLS: readonly Call[] = [
+  {
+    call: 'get /v1/time',
+    id: 'readTime',
+    tag: 'Sales',
+    summary: "The server's time",
+    answers: { 200: ['The time', 'Time'] },
+  },
+  {
+    call: 'post /v1/sessions',
+    id: 'createSession',
+    tag: 'Sales',
+    summary: 'An access token for any name; only where DEV_LOGIN=true',
+    body: 'NewSession',
+    answers: { 201: ['A session', 'Session'] },
+    problems: ['not_found'],
+  },
+  {
+    call: 'get /v1/sales',
+    id: 'listSales',
+    tag: 'Sales',
+    summary: 'All sales',
+    answers: { 200: ['The sales; cacheable for a second', 'Sales'] },
+  },
+  {
+    call: 'get /v1/sales/{saleId}',
+    id: 'readSale',
+    tag: 'Sales',
+    summary: 'One sale',
+    answers: { 200: ['The sale; cacheable for a second', 'Sale'] },
+    problems: ['not_found'],
+  },
+  {
+    call: 'post /v1/sales/{saleId}/challenge',
+    id: 'createChallenge',
+    tag: 'Entries',
+    summary: 'A proof of work (ALTCHA), bound to the sale and the shopper; it can be used by one entry',
+    answers: { 201: ['The challenge to solve', 'Challenge'] },
+    problems: ['not_found'],
+  },
+  {
+    call: 'post /v1/sales/{saleId}/entries',
+    id: 'enterSale',
+    tag: 'Entries',
+    summary: 'Enters a sale: units are set aside at once, or the shopper waits in line',
+    body: 'NewEntry',
+    headers: ['Idempotency-Key', 'X-Entry-Ticket'],
+    answers: {
+      200: ["A known entry's present state", 'Entry'],
+      201: ['Granted: order with the purchase token before it expires', 'GrantedEntry'],
+      202: ['Waiting in line', 'WaitingEntry'],
+    },
+    problems: [
+      'invalid_token',
+      'not_found',
+      'challenge_required',
+      'challenge_used',
+      'blocked',
+      'sale_not_open',
+      'sale_closed',
+      'sale_paused',
+      'limit_reached',
+      'entry_exists',
+      'not_enough_left',
+      'in_progress',
+      'sold_out',
+      'idempotency_key_reused',
+    ],
+  },
+  {
+    call: 'get /v1/entries/{entryId}',
+    id: 'readEntry',
+    tag: 'Entries',
+    summary: 'Where my entry stands',
+    headers: ['X-Entry-Ticket'],
+    answers: { 200: ['The entry', 'Entry'] },
+    problems: ['not_found'],
+  },
+  {
+    call: 'get /v1/entries/{entryId}/events',
+    id: 'watchEntry',
+    tag: 'Entries',
+    summary: 'My entry as server-sent events: `event: entry`, `data:` an Entry; ends with its last state',
+    headers: ['X-Entry-Ticket'],
+    answers: { 200: ['Events; read with fetch, and connect again when it ends', 'EventStream'] },
+    problems: ['not_found'],
+  },
+  {
+    call: 'delete /v1/entries/{entryId}',
+    id: 'leaveSale',
+    tag: 'Entries',
+    summary: 'Gives up the place or the units',
+    answers: { 204: ['Given up; the units return once that is durable'] },
+    problems: ['not_found', 'already_ordered'],
+  },
+  {
+    call: 'post /v1/orders',
+    id: 'placeOrder',
+    tag: 'Orders',
+    summary: 'Orders the units of a purchase token; the same token and delivery always answer the same order',
+    body: 'NewOrder',
+    answers: { 202: ['Taken, and never lost', 'PlacedOrder'] },
+    problems: ['invalid_token', 'forbidden', 'token_expired', 'idempotency_key_reused', 'enqueue_unknown'],
+  },
+  {
+    call: 'get /v1/orders',
+    id: 'listOrders',
+    tag: 'Orders',
+    summary: 'My orders, newest first',
+    query: { cursor: "From the previous page's `nextCursor`" },
+    answers: { 200: ['A page of orders', 'Orders'] },
+  },
+  {
+    call: 'get /v1/orders/{orderId}',
+    id: 'readOrder',
+    tag: 'Orders',
+    summary: 'My order',
+    answers: { 200: ['The order', 'Order'] },
+    problems: ['not_found'],
+  },
+  {
+    call: 'get /v1/orders/{orderId}/events',
+    id: 'watchOrder',
+    tag: 'Orders',
+    summary: 'My order as server-sent events: `event: order`, `data:` an Order; ends with its last state',
+    answers: { 200: ['Events; read with fetch, and connect again when it ends', 'EventStream'] },
+    problems: ['not_found'],
+  },
+  {
+    call: 'delete /v1/orders/{orderId}',
+    id: 'cancelOrder',
+    tag: 'Orders',
+    summary: 'Cancels an order that is not paid',
+    answers: { 200: ['The cancelled order', 'Order'] },
+    problems: ['not_found', 'not_cancellable', 'in_progress'],
+  },
+  {
+    call: 'post /v1/orders/{orderId}/payment',
+    id: 'payOrder',
+    tag: 'Orders',
+    summary: 'Pays an order before its time is over',
+    body: 'NewPayment',
+    headers: ['Idempotency-Key'],
+    answers: {
+      200: ['The paid order', 'Order'],
+      202: ['The provider has not answered yet: look at the order', 'PendingPayment'],
+    },
+    problems: [
+      'payment_declined',
+      'not_found',
+      'order_expired',
+      'not_payable',
+      'in_progress',
+      'idempotency_key_reused',
+    ],
+  },
+  {
+    call: 'post /v1/payments/webhook',
+    id: 'receivePaymentEvent',
+    tag: 'Payment provider',
+    summary: 'An event of the payment provider, signed; idempotent by event id',
+    body: 'PaymentEvent',
+    headers: ['X-Payment-Timestamp', 'X-Payment-Signature'],
+    answers: { 204: ['Taken'] },
+    problems: ['unauthenticated', 'not_found'],
+  },
+  {
+    call: 'get /v1/operator/sales',
+    id: 'listOperatorSales',
+    tag: 'Operators',
+    summary: 'All sales with all settings',
+    answers: { 200: ['The sales', 'OperatorSales'] },
+  },
+  {
+    call: 'post /v1/operator/sales',
+    id: 'createSale',
+    tag: 'Operators',
+    summary: 'Drafts a sale; repeating it with the same id and settings is harmless',
+    body: 'NewSale',
+    answers: { 201: ['The draft', 'OperatorSale'] },
+    problems: ['sale_exists'],
+  },
+  {
+    call: 'get /v1/operator/sales/{saleId}',
+    id: 'readOperatorSale',
+    tag: 'Operators',
+    summary: 'One sale with all settings',
+    answers: { 200: ['The sale', 'OperatorSale'] },
+    problems: ['not_found'],
+  },
+  ...(['warm-up', 'pause', 'resume', 'close', 'settle'] as const).map((operation): Call => ({
+    call: `post /v1/operator/sales/{saleId}/${operation}`,
+    id: operation === 'warm-up' ? 'warmUpSale' : `${operation}Sale`,
+    tag: 'Operators',
+    summary: OPERATIONS[operation],
+    answers: { 200: ['The sale; repeating the call is harmless', 'OperatorSale'] },
+    problems: ['not_found', 'wrong_phase', ...(operation === 'settle' ? (['unresolved'] as const) : [])],
+  })),
+  {
+    call: 'get /v1/operator/sales/{saleId}/report',
+    id: 'reportSale',
+    tag: 'Operators',
+    summary: 'The reconciliation of Redis, Kafka and MySQL',
+    answers: { 200: ['The report', 'Report'] },
+    problems: ['not_found'],
+  },
+];
+
+/** Calls that need no access token. */
+export const PUBLIC_CALLS = new Set([
+  'readTime',
+  'createSession',
+  'listSales',
+  'readSale',
+  'receivePaymentEvent',
+]);

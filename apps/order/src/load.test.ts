@@ -1,0 +1,57 @@
+import { describe, expect, it } from '@jest/globals';
+import { Gate, Overloaded, Rarely } from './load.js';
+
+const soon = () => performance.now() + 1_000;
+const turn = () => new Promise((resolve) => setImmediate(resolve));
+
+describe('Gate', () => {
+  it('lets so many run at once and the others in their order', async () => {
+    const gate = new Gate(2, 10);
+    const begun: number[] = [];
+    const finish: (() => void)[] = [];
+    const work = (n: number) => () => {
+      begun.push(n);
+      return new Promise<void>((resolve) => finish.push(resolve));
+    };
+    const all = [1, 2, 3, 4].map((n) => gate.run(work(n), soon()));
+    await turn();
+    expect(begun).toEqual([1, 2]);
+    finish.shift()?.();
+    await turn();
+    expect(begun).toEqual([1, 2, 3]);
+    while (finish.length > 0) {
+      finish.shift()?.();
+      await turn();
+    }
+    await Promise.all(all);
+    expect(begun).toEqual([1, 2, 3, 4]);
+  });
+
+  it('refuses at once when the line is full, and those whose caller has gone when their turn comes', async () => {
+    const gate = new Gate(1, 1);
+    let finish: () => void = () => undefined;
+    const running = gate.run(() => new Promise<void>((resolve) => (finish = resolve)), soon());
+    const late = gate.run(() => Promise.reject(new Error('must not run')), performance.now() + 5);
+    await expect(gate.run(async () => 'refused', soon())).rejects.toThrow(Overloaded);
+    await new Promise((resolve) => setTimeout(resolve, 10));
+    finish();
+    await running;
+    await expect(late).rejects.toThrow('its turn did not come in time');
+    expect(await gate.run(async () => 'free again', soon())).toBe('free again');
+  });
+
+  it('gives the place back when the work fails', async () => {
+    const gate = new Gate(1, 1);
+    await expect(gate.run(() => Promise.reject(new Error('broken')), soon())).rejects.toThrow('broken');
+    expect(await gate.run(async () => 'next', soon())).toBe('next');
+  });
+});
+
+describe('Rarely', () => {
+  it('says a thing once a second and counts what it did not say', () => {
+    const rarely = new Rarely();
+    const said: number[] = [];
+    for (let n = 0; n < 5; n += 1) rarely.say((unsaid) => said.push(unsaid));
+    expect(said).toEqual([0]);
+  });
+});
