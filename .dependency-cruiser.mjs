@@ -88,7 +88,7 @@ export default {
       severity: 'error',
       from: {
         path: '^(apps|libs)/',
-        pathNot: ['^libs/service/', '(main|module|controller|http|openapi|problems)\\.ts$', TESTS],
+        pathNot: ['^libs/service/', '(main|module|controller|guard|http|openapi|problems)\\.ts$', TESTS],
       },
       to: { path: own('@nestjs/[^/]+') },
     },
