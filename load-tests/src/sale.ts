@@ -86,6 +86,9 @@ export class SaleDesk {
       },
       ...(body ? { body: JSON.stringify(body) } : {}),
       signal: AbortSignal.timeout(CALL_TIMEOUT_MS),
+    }).catch((error: unknown) => {
+      const reason = error instanceof Error && error.cause instanceof Error ? error.cause : error;
+      throw new Error(`${method} ${url} was not answered: ${String(reason)}`, { cause: error });
     });
     return {
       status: answer.status,

@@ -75,6 +75,8 @@ class Demonstration {
     const findings = await this.#guarded(services, this.#sell(suite, figures));
     const verdict = verdictOf(findings, figures);
     tell(verdict, findings.breaches, figures, display);
+    display.say();
+    display.say(display.dim(` To audit it again: ${this.#auditCommand(suite)}`));
     if (options.json) process.stdout.write(`${JSON.stringify(verdict)}\n`);
     const code = isClean(verdict) ? 0 : 1;
     if (options.once) return code;
@@ -238,6 +240,16 @@ class Demonstration {
     display.say();
     display.say(' Everything stays up until Ctrl-C.');
     await this.#untilInterrupted(services);
+  }
+
+  /** The stores' addresses and names go through a file that only this user may read: passwords and keys are among them. */
+  #auditCommand(suite: Suite): string {
+    const file = join(this.#folder, 'stores.env');
+    const quoted = (value: string) => `'${value.replaceAll("'", `'\\''`)}'`;
+    const lines = Object.entries(suite.stores).map(([name, value]) => `${name}=${quoted(value)}\n`);
+    writeFileSync(file, lines.join(''), { mode: 0o600 });
+    const log = join(this.#folder, 'crowd.jsonl');
+    return `(set -a; . ${file}; npm run audit -- --sale sale-${this.#run} --log ${log})`;
   }
 
   /** A file that only this user may read, so that the token stands in no log. */

@@ -92,6 +92,9 @@ The run
   npm start -- --once --json                                       one judged run, for programs
   npm start -- --units 1000000                                     enough for everybody
   npm start -- --units 40 --buckets 64 --shoppers 5000             fewer units than buckets
+
+Each run has a database and two Kafka topics of its own and leaves them for you to look at; on servers that were started
+here \`npm run stack -- down --wipe\` removes them. Logs: .flash-sale/logs, or FLASH_SALE_HOME/logs.
 `;
 
 /** Reads the command line. Nothing is guessed: an unknown option or a value out of range is a fault, all told at once. */

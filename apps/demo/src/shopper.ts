@@ -124,6 +124,7 @@ export class Shopper {
       case 'ordered':
         return this.#watch(entryId, 0);
       case 'expired':
+        return this.#askAgain('hold_expired', answer.retryAfterMs);
       case 'released':
       case 'sold_out':
         return this.#askAgain(text(state), answer.retryAfterMs);
@@ -158,7 +159,7 @@ export class Shopper {
       return this.#repeat(request, answer);
     }
     // The hold ran out before the order reached it: nothing is lost but the place, so the shopper starts over.
-    if (answer.code === 'token_expired') return this.#askAgain(answer.code, answer.retryAfterMs);
+    if (answer.code === 'token_expired') return this.#askAgain('hold_expired', answer.retryAfterMs);
     return this.#leave('refused', answer.code);
   }
 

@@ -75,7 +75,7 @@ export class EntriesController {
       first: answerFor(first),
       endsAtMs: caller.expiresAtMs,
       look: async (): Promise<Look> => {
-        const admission = await this.find(id, caller, context).catch(() => null);
+        const admission = await this.find(id, caller, context).catch(unlessRefused);
         if (!admission) return { outcome: 'unknown' };
         if (admission.outcome === 'refused')
           return { outcome: admission.code === 'not_found' ? 'gone' : 'unknown' };
@@ -149,6 +149,12 @@ function answerFor(entry: token.Entry): EntryAnswer {
     default:
       throw new Error(`token answered with an unknown state "${state}"`);
   }
+}
+
+/** For a look behind a stream: a service that does not answer is looked at again; anything else is a defect. */
+export function unlessRefused(error: unknown): null {
+  if (error instanceof Refusal) return null;
+  throw error;
 }
 
 /** What hooks have set so far: a stream is written past the reply object. */

@@ -68,6 +68,8 @@ export const gatewayVariables = {
   /** Proxies in front whose X-Forwarded-For is believed. */
   TRUSTED_PROXY_HOPS: intVariable({ max: 10 }).default(0),
 
+  /** Connections open at once on each port; more are closed at once. */
+  MAX_CONNECTIONS: intVariable({ min: 1, max: 1_000_000 }).default(20_000),
   /** Event streams open at once in this process; more are refused with 503. */
   MAX_EVENT_STREAMS: intVariable({ min: 1, max: 200_000 }).default(10_000),
   /** How often the state behind an event stream is looked at. */

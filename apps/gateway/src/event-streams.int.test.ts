@@ -10,11 +10,13 @@ let url: string;
 let look: () => Promise<Look>;
 let looks: number;
 let endsAtMs: number;
+let defects: unknown[];
 
 beforeEach(async () => {
   looks = 0;
   endsAtMs = Date.now() + 60_000;
-  streams = new EventStreams({ maxStreams: 8, pollEveryMs: 40 });
+  defects = [];
+  streams = new EventStreams({ maxStreams: 8, pollEveryMs: 40, onDefect: (error) => defects.push(error) });
   server = createServer((request, response) => {
     const shopperId = request.headers['x-shopper']?.toString() ?? 'alice';
     if (!streams.hasRoom(shopperId)) {
@@ -114,6 +116,12 @@ describe('EventStreams', () => {
     await new Promise((resolve) => setTimeout(resolve, 300));
     expect(looks).toBeLessThanOrEqual(2);
     aborter.abort();
+  });
+
+  it('ends a stream whose state cannot even be looked at, and says so', async () => {
+    look = () => Promise.reject(new Error('a defect'));
+    await (await fetch(url)).text();
+    expect(defects).toEqual([new Error('a defect')]);
   });
 
   it('ends all streams when it closes', async () => {

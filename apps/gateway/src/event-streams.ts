@@ -13,6 +13,8 @@ export interface EventStreamsOptions {
   readonly maxStreams: number;
   /** How often each stream's state is looked at, ms. */
   readonly pollEveryMs: number;
+  /** Hears of a look that threw; its stream ends. */
+  readonly onDefect: (error: unknown) => void;
 }
 
 export interface StreamRequest {
@@ -126,6 +128,9 @@ export class EventStreams {
       if (look.outcome === 'gone' || (look.outcome === 'state' && look.isFinal)) stream.response.end();
       else if (performance.now() - stream.lastWriteMs >= HEARTBEAT_EVERY_MS)
         this.write(stream, ': still here\n\n');
+    } catch (error) {
+      this.options.onDefect(error);
+      stream.response.end();
     } finally {
       stream.looking = false;
     }

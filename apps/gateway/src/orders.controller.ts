@@ -5,7 +5,7 @@ import { AttemptId, ORDER_STATES, SaleId, SkuId, type IdempotencyKey } from '@fl
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
 import { AccessFor, IdInPath, Origin, RetryKey, WhoCalls } from './caller.guard.js';
-import { headersOf } from './entries.controller.js';
+import { headersOf, unlessRefused } from './entries.controller.js';
 import { EventStreams, type Look } from './event-streams.js';
 import type { Caller } from './identity.js';
 import { Refusal, answerOf, refuseProblem } from './problems.js';
@@ -92,7 +92,7 @@ export class OrdersController {
       first: answerFor(first),
       endsAtMs: caller.expiresAtMs,
       look: async (): Promise<Look> => {
-        const found = await this.find(id, caller, context).catch(() => null);
+        const found = await this.find(id, caller, context).catch(unlessRefused);
         if (!found?.order) return { outcome: found?.problem === 'not_found' ? 'gone' : 'unknown' };
         return {
           outcome: 'state',

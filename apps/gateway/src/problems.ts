@@ -7,9 +7,11 @@ import {
   readProblem,
   type ProblemCode,
 } from '@flash-sale/contracts';
-import type { Log } from '@flash-sale/service';
+import { meter, type Log } from '@flash-sale/service';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { RouteTable } from './route-table.js';
+
+const OUTAGE_LINE_EVERY_MS = 1_000;
 
 /** One fault of a field: where it is and what is wrong with it. Never the value. */
 export interface FieldFault {
@@ -26,6 +28,8 @@ export class Refusal extends Error {
       readonly detail?: string;
       readonly fields?: readonly FieldFault[];
       readonly retryAfterSeconds?: number;
+      /** Why another service gave no answer: for the log only. */
+      readonly cause?: Error;
     } = {},
   ) {
     super(code);
@@ -49,7 +53,7 @@ export async function answerOf<Result>(
   try {
     return await call;
   } catch (error) {
-    if (error instanceof CallFailed || error instanceof NotSent) throw new Refusal(unknown);
+    if (error instanceof CallFailed || error instanceof NotSent) throw new Refusal(unknown, { cause: error });
     throw error;
   }
 }
@@ -72,6 +76,8 @@ export function problemDocument(
   };
 }
 
+const problems = meter().createCounter('http_problems', { description: 'Refused requests, by code' });
+
 /** Answers with a problem. */
 export function sendProblem(
   request: FastifyRequest,
@@ -80,6 +86,7 @@ export function sendProblem(
   more: Refusal['more'] = {},
 ): void {
   const { status, retryAfterSeconds = 1 } = problemOf(code);
+  problems.add(1, { code });
   if (status === 429 || status === 503) {
     void reply.header(
       'retry-after',
@@ -100,6 +107,9 @@ export function sendProblem(
  */
 @Catch()
 export class ProblemFilter implements ExceptionFilter {
+  private lastOutageMs = Number.NEGATIVE_INFINITY;
+  private outages = 0;
+
   constructor(
     private readonly routes: RouteTable,
     private readonly log: Log,
@@ -116,6 +126,7 @@ export class ProblemFilter implements ExceptionFilter {
       return;
     }
     if (error instanceof Refusal) {
+      if (error.more.cause) this.logOutage(error.more.cause, request.id);
       sendProblem(request, reply, error.code, error.more);
       return;
     }
@@ -131,6 +142,19 @@ export class ProblemFilter implements ExceptionFilter {
     }
     if (status === 500) this.log.error({ err: error, requestId: request.id }, 'a request met a defect');
     sendProblem(request, reply, problemForStatus(status));
+  }
+
+  /** Thousands of requests may meet one outage: it has a line a second. */
+  private logOutage(cause: Error, requestId: string): void {
+    this.outages += 1;
+    const nowMs = performance.now();
+    if (nowMs - this.lastOutageMs < OUTAGE_LINE_EVERY_MS) return;
+    this.log.warn(
+      { err: cause, requestId, requests: this.outages },
+      'a service did not answer; shoppers are asked to repeat',
+    );
+    this.lastOutageMs = nowMs;
+    this.outages = 0;
   }
 }
 

@@ -73,6 +73,11 @@ export class SalesFeed {
     return Math.round(Date.now() + this.clockOffsetMs);
   }
 
+  /** Whether the sales have been read at all. */
+  isLoaded(): boolean {
+    return this.lastReadMs > 0;
+  }
+
   /** Whether what is known is recent enough to refuse somebody with. */
   isFresh(): boolean {
     return performance.now() - this.lastReadMs < FRESH_FOR_MS;

@@ -32,7 +32,7 @@ export class Feed {
     if (numbered.outcome !== 'ok') return false;
     // The phase is read after the number was taken. Without the database, what is in memory has to do: the next look
     // compares again.
-    const fresh = (await this.book.reload(sale.saleId).catch(() => undefined)) ?? sale;
+    const fresh = (await this.book.readNow(sale.saleId).catch(() => undefined)) ?? sale;
     if (view) this.levels.set(sale.saleId, stockLevelOf(view.free, sale.allotment));
     const filterVersion = numbered.soldOut ? await this.storeHolders(fresh) : 0;
     const snapshot = this.compose(fresh, numbered.version, numbered.soldOut, filterVersion);

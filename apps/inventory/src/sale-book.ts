@@ -131,7 +131,7 @@ export class SaleBook {
   reload(saleId: SaleId): Promise<KnownSale | undefined> {
     const running = this.loading.get(saleId);
     if (running) return running;
-    const load = this.load(saleId).finally(() => this.loading.delete(saleId));
+    const load = this.readNow(saleId).finally(() => this.loading.delete(saleId));
     this.loading.set(saleId, load);
     return load;
   }
@@ -162,7 +162,8 @@ export class SaleBook {
     }
   }
 
-  private async load(saleId: SaleId): Promise<KnownSale | undefined> {
+  /** The sale as MySQL has it after this call began; shares no query that began before. */
+  async readNow(saleId: SaleId): Promise<KnownSale | undefined> {
     const [row] = await this.database.query(`SELECT ${SALE_COLUMNS} FROM sale WHERE sale_id = ?`, [saleId]);
     if (!row) {
       if (this.missingUntilMs.size >= MAX_MISSING) this.missingUntilMs.clear();

@@ -135,7 +135,8 @@ describe('Sales.change', () => {
 
   it('gives no unit twice when it is warmed up again, also by two at once', async () => {
     const { sale } = await draft({ allotment: 10 });
-    await Promise.all([change(sale, 'warm-up'), change(sale, 'warm-up', second)]);
+    const both = await Promise.all([change(sale, 'warm-up'), change(sale, 'warm-up', second)]);
+    expect(both).toEqual(['warmed', 'warmed']);
     expect(await outcomeOf(sale, 'alice')).toBe('held');
     expect(await change(sale, 'warm-up')).toBe('warmed');
     expect([await world.total(sale, 'initial'), await world.total(sale, 'free')]).toEqual([10, 9]);

@@ -126,7 +126,10 @@ export class Sales {
     // Redis' buckets are never filled again for a sale that is on: whatever they have lost is not for sale anew.
     if (sale.storedPhase === 'warmed') return this.announce(sale);
     const begun = await this.move(sale.saleId, 'warm-up', operator, allot);
-    if ('problem' in begun) return begun;
+    if ('problem' in begun) {
+      // Somebody else has warmed it up in the meantime: then it is done, not refused.
+      return begun.sale?.storedPhase === 'warmed' ? this.announce(begun.sale) : begun;
+    }
     await this.warmUp.load(begun.sale);
     const finished = await this.move(sale.saleId, 'finish-warm-up', operator);
     return 'problem' in finished ? finished : this.announce(finished.sale);
@@ -168,7 +171,7 @@ export class Sales {
       await logOperation(statements, before, operator, operation, before.storedPhase, next.phase, '');
       return { sale: { ...before, storedPhase: next.phase, version: before.version + 1 } };
     });
-    if (!('problem' in outcome)) this.book.remember(outcome.sale);
+    if (outcome.sale) this.book.remember(outcome.sale);
     return outcome;
   }
 

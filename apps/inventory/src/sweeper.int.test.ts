@@ -372,6 +372,25 @@ describe('Sweeper', () => {
     expect(await holdOf(well, 'alice')).toMatchObject({ state: 'confirmed' });
   });
 
+  it('marks no effect of which Redis could not be told', async () => {
+    const sale = await world.openSale(inventory, { bucketCount: 1 });
+    await inventory.stock.grant([wishOf(sale, 'alice')]);
+    await world.database.change("INSERT INTO effect VALUES (?, 'confirm', ?, 'alice', NULL, NOW(3), NULL)", [
+      wishOf(sale, 'alice').attemptId,
+      sale.saleId,
+    ]);
+    const { account } = bucketKeys(sale.saleId, 0);
+    await world.redis.rename(account, `${account}-away`);
+    const effect = { ...wishOf(sale, 'alice'), kind: 'confirm', reason: '' } as const;
+    expect(await inventory.effects.apply([effect])).toBe(0);
+    const open = () =>
+      world.database.query('SELECT kind FROM effect WHERE sale_id = ? AND applied_at IS NULL', [sale.saleId]);
+    expect(await open()).toHaveLength(1);
+    await world.redis.rename(`${account}-away`, account);
+    expect(await inventory.effects.apply([effect])).toBe(1);
+    expect(await open()).toHaveLength(0);
+  });
+
   it('says aloud when MySQL sells what Redis knows to be void, but not when an order has only left again', async () => {
     const sale = await world.openSale(inventory);
     await inventory.stock.grant(['alice', 'bob'].map((shopper) => wishOf(sale, shopper)));

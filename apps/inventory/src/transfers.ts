@@ -182,7 +182,10 @@ export class Transfers {
       outs.push(this.depart(sale, source, bucket, Math.min(missing, free)));
       missing -= free;
     }
-    const departed = (await Promise.all(outs)).filter((out) => out !== null);
+    const departed = (await Promise.allSettled(outs)).flatMap((out) => {
+      if (out.status === 'rejected') this.options.onError('units may have left a bucket', out.reason);
+      return out.status === 'fulfilled' && out.value ? [out.value] : [];
+    });
     for (const out of departed) {
       const open = batch.filter((entry) => !isSettled(entry));
       // A failure leaves this transfer to the sweeper; the others must arrive all the same.

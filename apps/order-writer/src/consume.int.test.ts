@@ -158,7 +158,7 @@ describe('the order-writer', () => {
     expect(told.sort()).toEqual(orders.map((order) => `CONFIRM ${order.key}`).sort());
 
     const letters = await readAll(deadTopic, 2);
-    expect(letters.map((letter) => letter.value?.length).sort()).toEqual([8, huge.length]);
+    expect(letters.map((letter) => letter.value?.length)).toEqual(expect.arrayContaining([8, huge.length]));
     const poison = letters.find((letter) => letter.key === 'poison');
     expect(poison?.headers).toMatchObject({
       [DEAD_LETTER_HEADERS.topic]: topic,

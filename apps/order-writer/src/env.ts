@@ -12,7 +12,8 @@ import {
 
 const topic = z.string().regex(/^[A-Za-z0-9._-]{1,100}$/, 'must be 1 to 100 characters of A-Z a-z 0-9 . _ -');
 
-const variables = {
+/** The order-writer's variables; units are in their names. */
+export const writerVariables = {
   ...chassisVariables,
   ...kafkaVariables,
   ...mysqlVariables,
@@ -27,5 +28,5 @@ const variables = {
   MYSQL_QUERY_TIMEOUT_MS: msVariable.default(5_000),
 } as const;
 
-/** The order-writer's variables, read once. */
-export const readWriterEnv = () => readEnv(variables);
+/** The process's variables; ends the process when they are not right. */
+export const readWriterEnv = () => readEnv(writerVariables);

@@ -26,7 +26,6 @@ else process.stderr.write('order-writer: REAL MYSQL WAS NOT TESTED, because MYSQ
 
 const keys = parseSigningKeys(`k1:${Buffer.alloc(32, 7).toString('base64')}`);
 const otherKeys = parseSigningKeys(`k1:${Buffer.alloc(32, 8).toString('base64')}`);
-const log = createLog('order-writer-test', 'silent');
 const delivery: Delivery = { name: '王小明', phone: '+86 138 0000 0000', address: '上海市 🏠 1' };
 const skuId = SkuId.parse('sku');
 const TOPIC = 'orders.test';
@@ -109,6 +108,13 @@ describe.each(servers)('OrderWriter on %s', (_, server) => {
   function startWriter(options: Partial<WriterOptions> = {}) {
     const dead: DeadRecord[] = [];
     const effects: Effect[] = [];
+    /** Of tries that were repeated. */
+    const failures: string[] = [];
+    const listening = createLog('order-writer-test', 'silent');
+    listening.warn = (fields: unknown) => {
+      const { err } = fields as { err: Error };
+      failures.push(err instanceof DatabaseError ? err.failure : err.message);
+    };
     const writer = new OrderWriter({
       database,
       deadLetters: {
@@ -118,10 +124,10 @@ describe.each(servers)('OrderWriter on %s', (_, server) => {
       },
       keys,
       announce: (told) => effects.push(...told),
-      log,
+      log: listening,
       ...options,
     });
-    return { writer, dead, effects };
+    return { writer, dead, effects, failures };
   }
 
   const rows = <Row extends SqlRow>(table: string, saleId: SaleId) =>
@@ -467,12 +473,7 @@ describe.each(servers)('OrderWriter on %s', (_, server) => {
   describe('when the database fails', () => {
     it('writes the chunk again after a deadlock, once', async () => {
       const saleId = await addSale(100);
-      const warnings: string[] = [];
-      const listening = createLog('order-writer-test', 'silent');
-      listening.warn = (fields: unknown) => {
-        warnings.push((fields as { err: DatabaseError }).err.failure);
-      };
-      const { writer, dead } = startWriter({ log: listening });
+      const { writer, dead, failures } = startWriter();
       const records = crowd(saleId, 10);
       let written: Promise<void> = Promise.resolve();
       // It changes many rows, so that the server chooses the writer as the victim.
@@ -488,7 +489,7 @@ describe.each(servers)('OrderWriter on %s', (_, server) => {
         await statements.query('SELECT * FROM orders WHERE order_id = ? FOR UPDATE', [records[0]?.key ?? '']);
       });
       await written;
-      expect(warnings).toContain('deadlock');
+      expect(failures).toContain('deadlock');
       expect([await statesOf(saleId), dead]).toEqual([{ awaiting_payment: 10 }, []]);
       await expectConsistent(saleId);
     });
@@ -526,10 +527,12 @@ describe.each(servers)('OrderWriter on %s', (_, server) => {
     it('counts a chunk once when the answer to its COMMIT is lost: each try is a batch of its own', async () => {
       const saleId = await addSale(100);
       await throughProxy('after COMMIT', async (proxied, proxy) => {
-        const { writer, dead } = startWriter({ database: proxied });
+        const { writer, dead, failures } = startWriter({ database: proxied });
         proxy.cutNext();
         await writer.handle(chunkOf(crowd(saleId, 10)));
         expect([proxy.cuts, dead, await statesOf(saleId)]).toEqual([1, [], { awaiting_payment: 10 }]);
+        // The second try is the last: it recognises what the first one did.
+        expect(failures).toEqual(['connection']);
       });
       expect(await soldOf(saleId)).toBe(10);
       await expectConsistent(saleId);
@@ -538,10 +541,11 @@ describe.each(servers)('OrderWriter on %s', (_, server) => {
     it('writes the chunk again when its COMMIT never arrived', async () => {
       const saleId = await addSale(100);
       await throughProxy('before COMMIT', async (proxied, proxy) => {
-        const { writer, dead } = startWriter({ database: proxied });
+        const { writer, dead, failures } = startWriter({ database: proxied });
         proxy.cutNext();
         await writer.handle(chunkOf(crowd(saleId, 10)));
         expect([proxy.cuts, dead, await statesOf(saleId)]).toEqual([1, [], { awaiting_payment: 10 }]);
+        expect(failures).toEqual(['connection']);
       });
       await expectConsistent(saleId);
     });

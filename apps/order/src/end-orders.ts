@@ -1,6 +1,7 @@
 import type { ProblemCode, StockClient } from '@flash-sale/contracts';
-import type { Database, Statements } from '@flash-sale/database';
+import type { Statements } from '@flash-sale/database';
 import { meter, type Log } from '@flash-sale/service';
+import type { OrderDatabase } from './load.js';
 import { COLUMNS, rowFrom, type OrderReader, type OrderRow, type RawRow } from './read-orders.js';
 import { transact } from './repeat.js';
 
@@ -9,7 +10,7 @@ export type Cancelled =
   | { readonly outcome: 'problem'; readonly problem: ProblemCode };
 
 export interface OrderEnderOptions {
-  readonly database: Database;
+  readonly database: OrderDatabase;
   readonly stock: Pick<StockClient, 'applyEffects'>;
   readonly reader: Pick<OrderReader, 'find'>;
   readonly log: Log;
@@ -18,6 +19,7 @@ export interface OrderEnderOptions {
 }
 
 const NUDGE_WITHIN_MS = 1_500;
+const MAX_NUDGES = 16;
 
 /**
  * Ends orders that were not paid, and gives their units back: MySQL first, in one transaction, and Redis after it. Between
@@ -25,6 +27,7 @@ const NUDGE_WITHIN_MS = 1_500;
  */
 export class OrderEnder {
   private readonly batch: number;
+  private underWay = 0;
   private readonly ended = meter().createCounter('orders.ended', {
     description: 'Orders whose units were returned, by state',
   });
@@ -89,9 +92,16 @@ export class OrderEnder {
       kind: 'VOID' as const,
       reason: state,
     }));
-    this.options.stock.applyEffects({ effects }, NUDGE_WITHIN_MS).catch((error: unknown) => {
-      this.options.log.debug({ err: error }, 'inventory was not told; it will find out');
-    });
+    if (this.underWay >= MAX_NUDGES) return;
+    this.underWay += 1;
+    this.options.stock
+      .applyEffects({ effects }, NUDGE_WITHIN_MS)
+      .catch((error: unknown) => {
+        this.options.log.debug({ err: error }, 'inventory was not told; it will find out');
+      })
+      .finally(() => {
+        this.underWay -= 1;
+      });
   }
 }
 

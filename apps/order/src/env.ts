@@ -9,11 +9,13 @@ import {
   mysqlVariables,
   purchaseTokenVariables,
   readEnv,
+  type Env,
 } from '@flash-sale/service';
 
 const topic = z.string().regex(/^[A-Za-z0-9._-]{1,100}$/, 'must be 1 to 100 characters of A-Z a-z 0-9 . _ -');
 
-const variables = {
+/** The order service's variables; units are in their names. */
+export const orderVariables = {
   ...chassisVariables,
   ...grpcVariables,
   ...kafkaVariables,
@@ -53,10 +55,12 @@ const variables = {
     .optional(),
 } as const;
 
-/** The order service's variables, read once. */
-export const readOrderEnv = () =>
-  readEnv(variables, (env) =>
-    env.PAYMENT_WEBHOOK_URL !== undefined && env.PAYMENT_WEBHOOK_SECRET === undefined
-      ? ['PAYMENT_WEBHOOK_SECRET is needed to sign what is sent to PAYMENT_WEBHOOK_URL']
-      : [],
-  );
+/** What must hold between the variables. */
+export function orderRules(env: Env<typeof orderVariables>): readonly string[] {
+  return env.PAYMENT_WEBHOOK_URL !== undefined && env.PAYMENT_WEBHOOK_SECRET === undefined
+    ? ['PAYMENT_WEBHOOK_SECRET is needed to sign what is sent to PAYMENT_WEBHOOK_URL']
+    : [];
+}
+
+/** The process's variables; ends the process when they are not right. */
+export const readOrderEnv = () => readEnv(orderVariables, orderRules);

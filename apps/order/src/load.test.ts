@@ -1,5 +1,5 @@
 import { describe, expect, it } from '@jest/globals';
-import { Gate, Overloaded, Rarely } from './load.js';
+import { Gate, Overloaded, QueuedDatabase, Rarely, type OrderDatabase } from './load.js';
 
 const soon = () => performance.now() + 1_000;
 const turn = () => new Promise((resolve) => setImmediate(resolve));
@@ -44,6 +44,42 @@ describe('Gate', () => {
     const gate = new Gate(1, 1);
     await expect(gate.run(() => Promise.reject(new Error('broken')), soon())).rejects.toThrow('broken');
     expect(await gate.run(async () => 'next', soon())).toBe('next');
+  });
+});
+
+describe('QueuedDatabase', () => {
+  it('never asks for more connections at once than there are, and answers everybody', async () => {
+    let atOnce = 0;
+    let most = 0;
+    const step = async () => {
+      atOnce += 1;
+      most = Math.max(most, atOnce);
+      await turn();
+      atOnce -= 1;
+    };
+    const pool: OrderDatabase = {
+      query: async () => {
+        await step();
+        return [];
+      },
+      change: async () => {
+        await step();
+        return 1;
+      },
+      transaction: async (work) => {
+        await step();
+        return work(pool);
+      },
+    };
+    const database = new QueuedDatabase(pool, 3);
+    await Promise.all(
+      Array.from({ length: 30 }, async (_, n) => {
+        if (n % 3 === 0) await database.query('SELECT 1');
+        else if (n % 3 === 1) await database.change('UPDATE');
+        else await database.transaction(async () => n);
+      }),
+    );
+    expect([most, atOnce]).toEqual([3, 0]);
   });
 });
 

@@ -1,3 +1,5 @@
+import type { Database, Statements } from '@flash-sale/database';
+
 /** Too much is waiting already, or it was not its turn before its caller stopped to wait. Nothing was begun. */
 export class Overloaded extends Error {
   override readonly name = 'Overloaded';
@@ -60,6 +62,40 @@ export class Gate {
       next.refuse(new Overloaded('its turn did not come in time'));
     }
     this.running -= 1;
+  }
+}
+
+/** What the order service needs of a database. */
+export type OrderDatabase = Pick<Database, 'query' | 'change' | 'transaction'>;
+
+const MAX_WAITING_STEPS = 1_000;
+const MAX_WAIT_MS = 3_000;
+
+/**
+ * A database whose users wait in line for its connections, first come, first served. Without it a burst would meet the
+ * pool's own limit, which refuses at once.
+ */
+export class QueuedDatabase implements OrderDatabase {
+  private readonly gate: Gate;
+
+  /** @param places as many as the pool has connections */
+  constructor(
+    private readonly database: OrderDatabase,
+    places: number,
+  ) {
+    this.gate = new Gate(places, MAX_WAITING_STEPS);
+  }
+
+  readonly query: Database['query'] = (sql, values) => this.inTurn(() => this.database.query(sql, values));
+
+  readonly change: Database['change'] = (sql, values) => this.inTurn(() => this.database.change(sql, values));
+
+  transaction<Result>(work: (statements: Statements) => Promise<Result>): Promise<Result> {
+    return this.inTurn(() => this.database.transaction(work));
+  }
+
+  private inTurn<Result>(step: () => Promise<Result>): Promise<Result> {
+    return this.gate.run(step, performance.now() + MAX_WAIT_MS);
   }
 }
 

@@ -4,7 +4,7 @@ import { KafkaAdmin, SupervisedProducer } from '@flash-sale/kafka';
 import { runMain, startService } from '@flash-sale/service';
 import { OrderEnder } from './end-orders.js';
 import { readOrderEnv } from './env.js';
-import { Gate } from './load.js';
+import { Gate, QueuedDatabase } from './load.js';
 import { OrdersModule } from './orders.controller.js';
 import { TestPaymentProvider } from './payment-provider.js';
 import { Payments } from './payments.js';
@@ -15,6 +15,8 @@ import { WriterLag } from './writer-lag.js';
 
 const env = readOrderEnv();
 
+/** Payments, cancellations and lists at once; most of a payment's time is the provider's. */
+const MAX_CALLS = 128;
 /** More are refused at once; these are worked off within seconds. */
 const MAX_WAITING_CALLS = 2_000;
 
@@ -27,7 +29,8 @@ await runMain('order', env.LOG_LEVEL, async (log) => {
   await admin.ensureTopic({ topic, partitions: env.ORDERS_PARTITIONS, config: ORDERS_TOPIC_CONFIG });
   const producer = new SupervisedProducer(kafka);
   await producer.connect();
-  const database = new Database({ url: env.MYSQL_URL, poolSize: env.MYSQL_POOL_SIZE });
+  const pool = new Database({ url: env.MYSQL_URL, poolSize: env.MYSQL_POOL_SIZE });
+  const database = new QueuedDatabase(pool, env.MYSQL_POOL_SIZE);
   const stock = new StockClient(env.INVENTORY_URL);
 
   const lag = new WriterLag({ admin, topic, group: env.ORDERS_GROUP, maxLag: env.MAX_WRITER_LAG, log });
@@ -61,8 +64,7 @@ await runMain('order', env.LOG_LEVEL, async (log) => {
     log,
   });
 
-  // Some connections are left to the sweeps and to the reads of rows, which are batched.
-  const gate = new Gate(Math.max(1, env.MYSQL_POOL_SIZE - 4), MAX_WAITING_CALLS);
+  const gate = new Gate(MAX_CALLS, MAX_WAITING_CALLS);
   const steps = {
     'unpaid orders': () => ender.endUnpaid(),
     'pending payments': () => payments.askAboutPending(),
@@ -100,7 +102,7 @@ await runMain('order', env.LOG_LEVEL, async (log) => {
         { name: 'lag', run: () => lag.stop() },
         { name: 'kafka admin', run: () => admin.close() },
         { name: 'inventory', run: () => stock.close() },
-        { name: 'database', run: () => database.close() },
+        { name: 'database', run: () => pool.close() },
       ],
     },
   });

@@ -14,7 +14,7 @@ export interface OrdersParts {
   readonly reader: OrderReader;
   readonly ender: OrderEnder;
   readonly payments: Payments;
-  /** Bounds what is done in the database one by one at a time. */
+  /** Bounds how many of the calls that come one by one are worked on at once. */
   readonly gate: Gate;
   readonly log: Log;
 }

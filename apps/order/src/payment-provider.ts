@@ -1,6 +1,6 @@
 import { createHmac } from 'node:crypto';
-import type { Database } from '@flash-sale/database';
 import type { Log } from '@flash-sale/service';
+import type { OrderDatabase } from './load.js';
 
 /** What a provider knows of a payment. `pending`: ask again, or wait to be told. */
 export type ChargeResult = 'captured' | 'declined' | 'pending';
@@ -20,17 +20,16 @@ export interface ChargeRequest {
  */
 export interface PaymentProvider {
   charge(request: ChargeRequest): Promise<ChargeResult>;
-  /**
-   * What became of a payment. One that the provider never heard of is closed by the question: it is `declined`, and a
-   * charge that arrives later is declined too.
-   */
-  settle(paymentId: string, amount: number): Promise<ChargeResult>;
+  /** What became of a payment; `unknown` where the provider never heard of it. */
+  find(paymentId: string): Promise<ChargeResult | 'unknown'>;
+  /** Closes a payment that the provider never heard of: it is declined, and a charge that arrives later is declined too. */
+  close(paymentId: string, amount: number): Promise<ChargeResult>;
   /** Returns a captured payment's money, once. */
   refund(paymentId: string): Promise<void>;
 }
 
 export interface TestProviderOptions {
-  readonly database: Database;
+  readonly database: OrderDatabase;
   /** How long a late card takes. */
   readonly lateMs: number;
   /** Where late results are reported; without it the provider must be asked. */
@@ -61,7 +60,18 @@ export class TestPaymentProvider implements PaymentProvider {
     });
   }
 
-  async settle(paymentId: string, amount: number): Promise<ChargeResult> {
+  async find(paymentId: string): Promise<ChargeResult | 'unknown'> {
+    const [charge] = await this.options.database.query<{
+      result: 'captured' | 'declined';
+      settled: string | number;
+    }>('SELECT result, settles_at <= NOW(3) AS settled FROM test_provider_charge WHERE payment_id = ?', [
+      paymentId,
+    ]);
+    if (!charge) return 'unknown';
+    return Number(charge.settled) === 1 ? charge.result : 'pending';
+  }
+
+  async close(paymentId: string, amount: number): Promise<ChargeResult> {
     return this.book(paymentId, amount, { result: 'declined', lateMs: 0 });
   }
 
@@ -118,12 +128,9 @@ export class TestPaymentProvider implements PaymentProvider {
         ON DUPLICATE KEY UPDATE payment_id = payment_id`,
       [paymentId, amount, result, lateMs * 1_000, lateMs > 0 ? 1 : 0],
     );
-    const [charge] = await database.query<{ result: 'captured' | 'declined'; settled: string | number }>(
-      'SELECT result, settles_at <= NOW(3) AS settled FROM test_provider_charge WHERE payment_id = ?',
-      [paymentId],
-    );
-    if (!charge) throw new Error(`payment ${paymentId} vanished from the test provider's books`);
-    return Number(charge.settled) === 1 ? charge.result : 'pending';
+    const booked = await this.find(paymentId);
+    if (booked === 'unknown') throw new Error(`payment ${paymentId} vanished from the test provider's books`);
+    return booked;
   }
 }
 

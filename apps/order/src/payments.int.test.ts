@@ -399,7 +399,8 @@ describe.each(servers)('payments and the ends of orders on %s', (_, server) => {
       const real = new TestPaymentProvider({ database, lateMs: 0, webhook: undefined, log });
       return {
         charge: (request) => real.charge(request),
-        settle: (paymentId, amount) => real.settle(paymentId, amount),
+        find: (paymentId) => real.find(paymentId),
+        close: (paymentId, amount) => real.close(paymentId, amount),
         refund: (paymentId) => real.refund(paymentId),
         ...part,
       };
@@ -408,8 +409,11 @@ describe.each(servers)('payments and the ends of orders on %s', (_, server) => {
 
     it('leaves the payment pending; one that never arrived is closed by asking, and cannot arrive later', async () => {
       const order = await addOrder();
-      const { pay, payments, provider } = start({ provider: broken({ charge: lost }) });
+      const { pay, payments, provider } = start({ callTimeoutMs: 200, provider: broken({ charge: lost }) });
       expect(await pay(order, GOOD)).toBe('pending');
+      await payments.askAboutPending();
+      expect(await pay(order, GOOD)).toBe('pending'); // It may still be on its way.
+      await sleep(450);
       await payments.askAboutPending();
       expect(await pay(order, GOOD)).toBe('payment_declined');
       const late = { paymentId: await paymentOf(order), amount: 8_400, currency: 'CNY', card: GOOD };

@@ -1,9 +1,10 @@
 import { createHash, createHmac } from 'node:crypto';
 import type { ProblemCode } from '@flash-sale/contracts';
-import type { Database, Statements } from '@flash-sale/database';
+import type { Statements } from '@flash-sale/database';
 import type { OrderState, SigningKeys } from '@flash-sale/domain';
 import { meter, type Log } from '@flash-sale/service';
 import { recordEdge } from './end-orders.js';
+import type { OrderDatabase } from './load.js';
 import type { ChargeResult, PaymentProvider } from './payment-provider.js';
 import type { OrderReader, OrderRow } from './read-orders.js';
 import { transact } from './repeat.js';
@@ -22,7 +23,7 @@ export type Paid =
   | { readonly outcome: 'problem'; readonly problem: ProblemCode };
 
 export interface PaymentsOptions {
-  readonly database: Database;
+  readonly database: OrderDatabase;
   readonly provider: PaymentProvider;
   readonly reader: Pick<OrderReader, 'find'>;
   /** Any secret that is not in the database: it keys the fingerprints of what was paid with. */
@@ -66,7 +67,11 @@ export class Payments {
     description: 'Payments, by how they ended',
   });
 
-  constructor(private readonly options: PaymentsOptions) {}
+  private readonly closeAfterMs: number;
+
+  constructor(private readonly options: PaymentsOptions) {
+    this.closeAfterMs = 2 * options.callTimeoutMs;
+  }
 
   /** Pays. The same key with the same card is the same payment, however often it is asked for. */
   async pay(request: PayRequest, deadlineMs: number): Promise<Paid> {
@@ -110,13 +115,14 @@ export class Payments {
       payment_id: string;
       order_id: string;
       amount: string;
+      is_old: string | number;
     }>(
-      `SELECT payment_id, order_id, amount FROM payment
-        WHERE state = 'pending' AND updated_at <= NOW(3) - INTERVAL ? MICROSECOND ORDER BY created_at LIMIT ?`,
-      [this.options.askAfterMs * 1_000, SWEEP_BATCH],
+      `SELECT payment_id, order_id, amount, created_at <= NOW(3) - INTERVAL ? MICROSECOND AS is_old FROM payment
+        WHERE state = 'pending' AND updated_at <= NOW(3) - INTERVAL ? MICROSECOND ORDER BY updated_at LIMIT ?`,
+      [this.closeAfterMs * 1_000, this.options.askAfterMs * 1_000, SWEEP_BATCH],
     );
-    for (const { payment_id: paymentId, order_id: orderId, amount } of pending) {
-      const result = await this.ask(paymentId, Number(amount));
+    for (const { payment_id: paymentId, order_id: orderId, amount, is_old: isOld } of pending) {
+      const result = await this.ask(paymentId, Number(amount), Number(isOld) === 1);
       if (result !== 'pending') await this.settle({ paymentId, orderId }, result);
       // One that stays pending goes to the end of the line, so that it does not keep the others from being asked about.
       else await this.touch('payment', paymentId);
@@ -220,9 +226,13 @@ export class Payments {
     }
   }
 
-  private async ask(paymentId: string, amount: number): Promise<ChargeResult> {
+  /** A payment that the provider does not know may still be on its way to it, unless it is too old for that. */
+  private async ask(paymentId: string, amount: number, isOld: boolean): Promise<ChargeResult> {
+    const { provider } = this.options;
     try {
-      return await this.withinTime(this.options.provider.settle(paymentId, amount));
+      const found = await this.withinTime(provider.find(paymentId));
+      if (found !== 'unknown') return found;
+      return isOld ? await this.withinTime(provider.close(paymentId, amount)) : 'pending';
     } catch (error) {
       this.options.log.warn(
         { err: error, paymentId },

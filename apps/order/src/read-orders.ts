@@ -1,6 +1,6 @@
 import { Coalescer, type ProblemCode, type StockClient, type inventory } from '@flash-sale/contracts';
-import type { Database } from '@flash-sale/database';
 import { AttemptId, saleIdOf, type OrderState } from '@flash-sale/domain';
+import type { OrderDatabase } from './load.js';
 import type { WriterLag } from './writer-lag.js';
 
 /** A row of `orders`, as far as shoppers see it. */
@@ -51,7 +51,7 @@ export function rowFrom(raw: RawRow): OrderRow {
 }
 
 export interface OrderReaderOptions {
-  readonly database: Database;
+  readonly database: OrderDatabase;
   readonly stock: Pick<StockClient, 'findHold'>;
   readonly lag: Pick<WriterLag, 'hasWritten'>;
   /** How long the sale of a queued order is remembered, ms. */
@@ -63,6 +63,9 @@ interface SaleTerms {
   readonly currency: string;
 }
 
+// One order that is looked for must not use up the time of the others that were asked for in the same call.
+const HOLD_WITHIN_MS = 500;
+const WRITER_WITHIN_MS = 300;
 const MAX_PAGE = 100;
 const MAX_REMEMBERED_SALES = 1_000;
 
@@ -103,7 +106,8 @@ export class OrderReader {
     const late = await this.row(orderId, deadlineMs);
     if (late) return visible(late, shopperId);
     if (hold.outcome === 'CONFIRMED' || hold.outcome === 'VOID') return problem('unavailable');
-    if (!(await this.options.lag.hasWritten(orderId, deadlineMs))) return problem('unavailable');
+    const untilMs = performance.now() + shareOf(deadlineMs, WRITER_WITHIN_MS);
+    if (!(await this.options.lag.hasWritten(orderId, untilMs))) return problem('unavailable');
     const last = await this.row(orderId, deadlineMs);
     return last ? visible(last, shopperId) : problem('not_found');
   }
@@ -136,7 +140,7 @@ export class OrderReader {
   ): Promise<inventory.FindHoldResult> {
     try {
       const item = { attemptId, shopperId, context: undefined };
-      return await this.options.stock.findHold(item, Math.max(1, deadlineMs - performance.now()));
+      return await this.options.stock.findHold(item, shareOf(deadlineMs, HOLD_WITHIN_MS));
     } catch {
       // No answer is no knowledge; the caller says so to the shopper.
       return { outcome: 'UNAVAILABLE', hold: undefined };
@@ -197,6 +201,11 @@ export class OrderReader {
     const byId = new Map(rows.map((raw) => [String(raw.orderId), rowFrom(raw)]));
     return orderIds.map((orderId) => byId.get(orderId));
   }
+}
+
+/** So many ms at most, and some less than until the deadline, so that the answer still arrives. */
+function shareOf(deadlineMs: number, atMostMs: number): number {
+  return Math.max(1, Math.min(atMostMs, deadlineMs - performance.now() - 50));
 }
 
 function isQueued(

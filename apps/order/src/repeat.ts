@@ -1,6 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { DatabaseError, type Database, type Statements } from '@flash-sale/database';
+import { DatabaseError, type Statements } from '@flash-sale/database';
 import type { Log } from '@flash-sale/service';
+import type { OrderDatabase } from './load.js';
 
 const TRIES = 5;
 const FIRST_RETRY_MS = 10;
@@ -10,7 +11,7 @@ const FIRST_RETRY_MS = 10;
  * connection, a COMMIT without an answer. So the work must find out for itself whether it was done before.
  */
 export async function transact<Result>(
-  database: Database,
+  database: OrderDatabase,
   work: (statements: Statements) => Promise<Result>,
 ): Promise<Result> {
   for (let tried = 1; ; tried += 1) {

@@ -46,7 +46,6 @@ await runMain('token', env.LOG_LEVEL, async (log) => {
       host: env.GRPC_HOST,
       port: env.GRPC_PORT,
     },
-    health: { ready: { redis: () => redis.status === 'ready' } },
     drain: {
       waitMs: env.DRAIN_WAIT_MS,
       close: [

@@ -110,6 +110,10 @@ export class Database implements Statements {
       idleTimeout: 60_000,
       connectTimeout: 5_000,
     });
+    // DATETIME has no zone: what NOW(3) writes and what is read as UTC must be the same moment wherever the server stands.
+    this.pool.pool.on('connection', (connection) => {
+      connection.query("SET SESSION time_zone = '+00:00'", () => undefined);
+    });
   }
 
   async query<Row extends SqlRow>(

@@ -38,7 +38,8 @@ export class KafkaAdmin {
   async ensureTopic(spec: TopicSpec): Promise<{ readonly created: boolean; readonly partitions: number }> {
     return this.call('making a topic', async (admin) => {
       const created = await admin.createTopics({
-        waitForLeaders: true,
+        // kafkajs' own wait fails where a broker has not heard of the topic yet; partitionsOf waits for that too.
+        waitForLeaders: false,
         timeout: 15_000,
         topics: [
           {
@@ -129,7 +130,7 @@ export class KafkaAdmin {
   }
 }
 
-/** A broker learns of a topic that another process has just made a moment after the controller says that it exists. */
+/** A broker learns of a topic that has just been made a moment after the controller says that it exists. */
 async function partitionsOf(admin: Admin, topic: string): Promise<number> {
   for (let tries = 1; ; tries += 1) {
     try {

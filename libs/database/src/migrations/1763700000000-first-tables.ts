@@ -198,6 +198,7 @@ const TABLES = [
     result ${ID(12)} NOT NULL,
     settles_at DATETIME(3) NOT NULL,
     notified_at DATETIME(3) NULL,
-    refunded_at DATETIME(3) NULL
+    refunded_at DATETIME(3) NULL,
+    KEY charges_to_report (notified_at, settles_at)
   ) ENGINE=InnoDB`,
 ];
