@@ -484,6 +484,8 @@ describe.each(servers)('OrderWriter on %s', (_, server) => {
           [saleId],
         );
         await statements.query('SELECT sold FROM sale_stock WHERE sale_id = ? FOR UPDATE', [saleId]);
+        // The server may still list a statement just answered; now it lists this one, and the writer's is the only other.
+        await statements.query('SELECT 1');
         written = writer.handle(chunkOf(records));
         await waitFor('the writer to wait for the stock row', () => isWaitingFor(database, 'sale_stock'));
         await statements.query('SELECT * FROM orders WHERE order_id = ? FOR UPDATE', [records[0]?.key ?? '']);
@@ -515,6 +517,8 @@ describe.each(servers)('OrderWriter on %s', (_, server) => {
       let written: Promise<void> = Promise.resolve();
       await database.transaction(async (statements) => {
         await statements.query('SELECT sold FROM sale_stock WHERE sale_id = ? FOR UPDATE', [saleId]);
+        // The server may still list a statement just answered; now it lists this one, and the writer's is the only other.
+        await statements.query('SELECT 1');
         written = writer.handle(chunkOf(crowd(saleId, 10)));
         await waitFor('the writer to wait for the stock row', () => isWaitingFor(database, 'sale_stock'));
         for (const id of await waitersFor(database, 'sale_stock')) await database.change(`KILL ${id}`);

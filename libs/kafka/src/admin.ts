@@ -130,19 +130,27 @@ export class KafkaAdmin {
   }
 }
 
-/** A broker learns of a topic that has just been made a moment after the controller says that it exists. */
+const NOT_YET = new Set(['UNKNOWN_TOPIC_OR_PARTITION', 'LEADER_NOT_AVAILABLE', 'NOT_LEADER_FOR_PARTITION']);
+
+/**
+ * How many partitions a topic has. A broker learns of a topic that has just been made a moment after the controller says
+ * that it exists, and that it leads its partitions a moment later still; only when each has answered may somebody produce.
+ */
 async function partitionsOf(admin: Admin, topic: string): Promise<number> {
   for (let tries = 1; ; tries += 1) {
     try {
-      const { topics } = await admin.fetchTopicMetadata({ topics: [topic] });
-      return topics[0]?.partitions.length ?? 0;
+      return (await admin.fetchTopicOffsets(topic)).length;
     } catch (error) {
-      const { type } = error as { type?: unknown };
-      const isNews = type === 'UNKNOWN_TOPIC_OR_PARTITION' || type === 'LEADER_NOT_AVAILABLE';
-      if (!isNews || tries === 50) throw error;
+      if (!NOT_YET.has(kafkaErrorType(error)) || tries === 100) throw error;
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
   }
+}
+
+/** The protocol's name of an error; kafkajs wraps it where it retried. */
+function kafkaErrorType(error: unknown): string {
+  const { type, cause } = error as { type?: unknown; cause?: unknown };
+  return typeof type === 'string' ? type : cause ? kafkaErrorType(cause) : '';
 }
 
 /**

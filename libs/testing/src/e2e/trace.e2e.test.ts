@@ -73,22 +73,27 @@ describe('tracing', () => {
     await shopper.orderIn(String(entry['entryId']), ['awaiting_payment']);
 
     const ours = () => spans.filter((span) => span.traceId === traceId);
-    await until('the spans to arrive', 15_000, async () =>
-      ours().some((span) => span.name === 'order.decide'),
+    const decision = () => ours().find((span) => span.name === 'order.decide');
+    // Upwards: every parent is in the same trace until the HTTP request of the gateway. Each service exports by itself.
+    const servicesAbove = () => {
+      const services: string[] = [];
+      for (let span = decision(); span; span = ours().find((other) => other.spanId === span?.parentSpanId)) {
+        services.push(span.service);
+      }
+      return services;
+    };
+    await until('the spans to arrive', 20_000, async () => servicesAbove().at(-1) === 'gateway').catch(
+      () => undefined,
     );
-    const decide = ours().find((span) => span.name === 'order.decide');
-    expect(decide?.service).toBe('order-writer');
-
-    // Upwards: every parent is in the same trace until the HTTP request of the gateway.
-    const services: string[] = [];
-    for (let span = decide; span; span = ours().find((other) => other.spanId === span?.parentSpanId)) {
-      services.push(span.service);
-    }
-    expect(services).toContain('order');
-    expect(services.at(-1)).toBe('gateway');
+    expect(servicesAbove()[0]).toBe('order-writer');
+    expect(servicesAbove()).toContain('order');
+    expect(servicesAbove().at(-1)).toBe('gateway');
 
     // Sideways: the link leads to the chunk's span, below which lies the transaction in MySQL.
-    const chunk = spans.find((span) => decide?.links.some((link) => link.spanId === span.spanId));
+    const chunkSpan = () =>
+      spans.find((span) => decision()?.links.some((link) => link.spanId === span.spanId));
+    await until('the chunk’s span to arrive', 15_000, async () => chunkSpan() !== undefined);
+    const chunk = chunkSpan();
     expect(chunk?.service).toBe('order-writer');
     await until('the transaction’s spans to arrive', 15_000, async () => {
       const below = new Set([chunk?.spanId ?? '']);
