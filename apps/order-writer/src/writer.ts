@@ -208,11 +208,16 @@ export class OrderWriter {
   private finish(part: Part, written: WrittenChunk, startedAt: number, span: Span): void {
     if (written.duplicates > 0) this.metrics.duplicates.add(written.duplicates);
     const tracer = trace.getTracer('flash-sale');
-    for (const { claims, traceparent } of part.orders) {
+    for (const { claims, traceparent, requestId } of part.orders) {
       const decision = written.decisions.get(claims.attemptId);
       if (decision) {
-        const reason = decision.state === 'rejected' ? decision.reason : '';
-        this.metrics.written.add(1, { state: decision.state, reason });
+        const { state } = decision;
+        const reason = state === 'rejected' ? decision.reason : '';
+        this.metrics.written.add(1, { state, reason });
+        this.options.log.info(
+          { orderId: claims.attemptId, requestId, state, ...(reason && { reason }) },
+          'order decided',
+        );
       }
       const origin = contextFrom(traceparent);
       const caller = trace.getSpanContext(origin);

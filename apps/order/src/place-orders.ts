@@ -191,6 +191,8 @@ export class OrderPlacer {
     this.ackDuration.record(tookMs / 1_000);
     if (tookMs > ackWindowMs) return problem('enqueue_unknown');
     this.offsets.record(claims, sent);
+    // The promise, on record where it is made.
+    this.options.log.info({ orderId: claims.attemptId, requestId }, 'order accepted');
     return { outcome: 'placed', orderId: claims.attemptId, state: 'queued' };
   }
 

@@ -68,9 +68,26 @@ describe('tracing', () => {
       'POST',
       '/v1/orders',
       { purchaseToken: entry['purchaseToken'], delivery: { name: 'A', phone: '12345', address: 'B' } },
-      { traceparent: `00-${traceId}-00f067aa0ba902b7-01` },
+      { traceparent: `00-${traceId}-00f067aa0ba902b7-01`, 'x-request-id': 'request-of-the-traced' },
     );
     await shopper.orderIn(String(entry['entryId']), ['awaiting_payment']);
+
+    // The logs of two services name the same request: it travelled by HTTP, gRPC and Kafka.
+    for (const [service, message] of [
+      ['order', 'order accepted'],
+      ['order-writer', 'order decided'],
+    ] as const) {
+      const said = () =>
+        world
+          .logOf(service)
+          .split('\n')
+          .find((line) => line.includes(message));
+      await until(`${service} to say "${message}"`, 5_000, async () => said() !== undefined);
+      expect(JSON.parse(said() ?? '{}')).toMatchObject({
+        orderId: entry['entryId'],
+        requestId: 'request-of-the-traced',
+      });
+    }
 
     const ours = () => spans.filter((span) => span.traceId === traceId);
     const decision = () => ours().find((span) => span.name === 'order.decide');
