@@ -1,5 +1,5 @@
 import type { Database, SqlRow } from '@flash-sale/database';
-import { countsAsSold, type OrderState } from '@flash-sale/domain';
+import { effectOf, type OrderState } from '@flash-sale/domain';
 import type { Effect, Stock } from './stock.js';
 
 /** One try applies at most this many. */
@@ -55,7 +55,7 @@ export class Effects {
       rows.map(({ attemptId, shopperId, state, reason }) => ({
         attemptId,
         shopperId,
-        kind: countsAsSold(state) ? 'confirm' : 'void',
+        kind: effectOf(state),
         reason: reasonOf(state, reason),
       })),
     );
@@ -98,7 +98,7 @@ function byLife(a: Effect, b: Effect): number {
 
 /** What Redis keeps as the reason of a void: the row's, or where the order went. */
 function reasonOf(state: Exclude<OrderState, 'queued'>, reason: string | null): string {
-  if (countsAsSold(state)) return '';
+  if (effectOf(state) === 'confirm') return '';
   if (state === 'expired' || state === 'rejected') return reason ?? state;
   return state === 'refunded' ? 'refunding' : state;
 }

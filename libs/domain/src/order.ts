@@ -12,9 +12,6 @@ export const ORDER_STATES = [
 ] as const;
 export type OrderState = (typeof ORDER_STATES)[number];
 
-/** Why an order ended as it did; null where the state says it all. */
-export type OrderReason = 'limit' | 'sold_out' | 'hold_expired' | 'released' | 'lost';
-
 /** Every edge an order may take. `queued` ends in the writer's or the sweeper's row; nothing leaves a terminal state. */
 const EDGES: Readonly<Record<OrderState, readonly OrderState[]>> = {
   queued: ['awaiting_payment', 'rejected', 'expired'],
