@@ -81,7 +81,7 @@ export class KafkaAdmin {
   /** What the group has committed: the next offset it wants, by partition. A partition without a commit is missing. */
   async committedOffsets(group: string, topic: string): Promise<Offsets> {
     return this.call(`reading the offsets of group ${group}`, async (admin) => {
-      const [found] = await admin.fetchOffsets({ groupId: group, topics: [topic] });
+      const [found] = await onceSettled(20, () => admin.fetchOffsets({ groupId: group, topics: [topic] }));
       const committed = new Map<number, bigint>();
       for (const { partition, offset } of found?.partitions ?? []) {
         if (BigInt(offset) >= 0n) committed.set(partition, BigInt(offset));
@@ -130,19 +130,33 @@ export class KafkaAdmin {
   }
 }
 
-const NOT_YET = new Set(['UNKNOWN_TOPIC_OR_PARTITION', 'LEADER_NOT_AVAILABLE', 'NOT_LEADER_FOR_PARTITION']);
+const NOT_YET = new Set([
+  'UNKNOWN_TOPIC_OR_PARTITION',
+  'LEADER_NOT_AVAILABLE',
+  'NOT_LEADER_FOR_PARTITION',
+  // A broker that has just started, or has just made the topic of the groups' offsets.
+  'GROUP_COORDINATOR_NOT_AVAILABLE',
+  'NOT_COORDINATOR_FOR_GROUP',
+  'GROUP_LOAD_IN_PROGRESS',
+]);
+const ASK_AGAIN_AFTER_MS = 100;
 
 /**
  * How many partitions a topic has. A broker learns of a topic that has just been made a moment after the controller says
  * that it exists, and that it leads its partitions a moment later still; only when each has answered may somebody produce.
  */
 async function partitionsOf(admin: Admin, topic: string): Promise<number> {
-  for (let tries = 1; ; tries += 1) {
+  return (await onceSettled(100, () => admin.fetchTopicOffsets(topic))).length;
+}
+
+/** Asks again, so many times at most, while the brokers are still agreeing on who is in charge. For reads only. */
+async function onceSettled<Result>(tries: number, ask: () => Promise<Result>): Promise<Result> {
+  for (let tried = 1; ; tried += 1) {
     try {
-      return (await admin.fetchTopicOffsets(topic)).length;
+      return await ask();
     } catch (error) {
-      if (!NOT_YET.has(kafkaErrorType(error)) || tries === 100) throw error;
-      await new Promise((resolve) => setTimeout(resolve, 100));
+      if (!NOT_YET.has(kafkaErrorType(error)) || tried === tries) throw error;
+      await new Promise((resolve) => setTimeout(resolve, ASK_AGAIN_AFTER_MS));
     }
   }
 }
