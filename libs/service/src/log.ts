@@ -29,7 +29,8 @@ const MAX_STACK_LENGTH = 4_096;
 export function createLog(
   service: string,
   level: LevelWithSilent = 'info',
-  destination?: DestinationStream,
+  // Lines are written before the call returns: written later, the last ones before an exit came out of order.
+  destination: DestinationStream = pino.destination({ dest: 1, sync: true }),
 ): Log {
   const options = {
     level,
@@ -43,7 +44,7 @@ export function createLog(
     },
     serializers: { err: describeError },
   };
-  return destination ? pino(options, destination) : pino(options);
+  return pino(options, destination);
 }
 
 /** A logger that adds the shopper's request id, so that one request can be followed through all services. */

@@ -1,10 +1,11 @@
 // Starts test/stoppable-service.mjs, a service on the built chassis, as a process of its own, and sends it real signals.
-import { spawn, type ChildProcess } from 'node:child_process';
+import { execFile, spawn, type ChildProcess } from 'node:child_process';
 import { createServer as createHttpServer } from 'node:http';
 import { createServer, type AddressInfo } from 'node:net';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
+import { promisify } from 'node:util';
 import { afterEach, describe, expect, test } from '@jest/globals';
 import { SalesClient } from '@flash-sale/contracts';
 
@@ -158,6 +159,25 @@ describe('a service', () => {
     await until('draining', () => service.lines.some((line) => line.message.startsWith('stopping')));
     service.child.kill('SIGTERM');
     expect(await service.exited).toBe(1);
+  });
+
+  test('has written every line of its log, in their order, when it exits', async () => {
+    const program = `
+      import { createLog } from ${JSON.stringify(here('../dist/index.js'))};
+      const log = createLog('brief');
+      for (let line = 0; line < 300; line++) {
+        log.info({ line }, 'a line');
+        if (line % 100 === 50) await new Promise((resolve) => setImmediate(resolve));
+      }
+      process.exit(0);`;
+    // Ten times, because it is a race that a log written later loses now and then.
+    for (let round = 0; round < 10; round++) {
+      const { stdout } = await promisify(execFile)(process.execPath, ['--input-type=module', '-e', program]);
+      const lines = stdout.trimEnd().split('\n');
+      expect(lines.map((line) => (JSON.parse(line) as { line: number }).line)).toEqual([
+        ...Array(300).keys(),
+      ]);
+    }
   });
 
   test('after an error that nobody handled drains and exits with 1', async () => {

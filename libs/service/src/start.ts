@@ -108,8 +108,6 @@ export async function runMain(
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
     log.fatal({ err: error }, `${name} cannot start: ${reason}`);
-    // stdout may be a pipe, where a line is written later than the call returns.
-    await new Promise((resolve) => process.stdout.write('', resolve));
     process.exit(1);
   }
 }
