@@ -1,5 +1,7 @@
 import { randomBytes } from 'node:crypto';
-import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
+import { once } from 'node:events';
+import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
+import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/globals';
 import { Database, DatabaseError } from './database.js';
 import { dropTestDatabase, migrate } from './migrate.js';
 
@@ -41,8 +43,8 @@ describe.each(servers)('Database on %s', (_, server) => {
   it('migrates once, however many processes start together', async () => {
     const ran = await Promise.all([migrate(url), migrate(url), migrate(url)]);
     expect(ran.flat()).toEqual([]);
-    const tables = await database.query('SHOW TABLES');
-    expect(tables.length).toBe(14);
+    const tables = (await database.query('SHOW TABLES')).flatMap((row) => Object.values(row));
+    expect(tables).toEqual(expect.arrayContaining(['orders', 'sale_stock', 'quota', 'ledger', 'effect']));
   });
 
   it('reads BIGINT without losing a digit, and times in UTC with milliseconds', async () => {
@@ -164,6 +166,128 @@ describe.each(servers)('Database on %s', (_, server) => {
     });
     expect((await failureOf(killed)).failure).toBe('connection');
     expect(await sold('left')).toBe('2');
+  });
+});
+
+describe('Database when its connections die', () => {
+  const server = process.env['MYSQL_URL'] ?? '';
+  const url = new URL('information_schema', server.endsWith('/') ? server : `${server}/`);
+  const leftOver: (() => unknown)[] = [];
+  afterEach(async () => {
+    for (const close of leftOver.splice(0).toReversed()) await close();
+  });
+
+  /** Passes bytes on until those that are connected are silenced: they stay open and nothing comes through. */
+  async function openProxy() {
+    const silent = new Set<Socket>();
+    const sockets = new Set<Socket>();
+    const proxy = createServer((near) => {
+      const far = connect(Number(url.port || 3306), url.hostname);
+      for (const [from, to] of [
+        [near, far],
+        [far, near],
+      ] as const) {
+        sockets.add(from);
+        from.on('error', () => {});
+        // Where the network is silent, neither side hears that the other has hung up.
+        from.on('close', () => silent.has(near) || to.destroy());
+        from.on('data', (bytes) => silent.has(near) || to.write(bytes));
+      }
+    }).listen(0, '127.0.0.1');
+    await once(proxy, 'listening');
+    leftOver.push(() => {
+      proxy.close();
+      for (const socket of sockets) socket.destroy();
+    });
+    const proxied = new URL(url);
+    proxied.hostname = '127.0.0.1';
+    proxied.port = String((proxy.address() as AddressInfo).port);
+    return { url: proxied.href, silenceExisting: () => sockets.forEach((socket) => silent.add(socket)) };
+  }
+
+  /** As many connections as the pool has, all idle. */
+  async function openFull(address: string, poolSize: number): Promise<Database> {
+    const database = new Database({ url: address, poolSize, queryTimeoutMs: 1_500 });
+    leftOver.push(() => database.close());
+    await Promise.all(Array.from({ length: poolSize }, () => database.query('SELECT SLEEP(0.2)')));
+    return database;
+  }
+
+  it('replaces all connections that went silent after one time-out, not one time-out each', async () => {
+    const proxy = await openProxy();
+    const database = await openFull(proxy.url, 4);
+    proxy.silenceExisting();
+    expect((await failureOf(database.ping())).failure).toBe('connection');
+    for (let turn = 0; turn < 8; turn += 1) await database.ping();
+    await Promise.all(Array.from({ length: 4 }, () => database.query('SELECT SLEEP(0.2)')));
+  });
+
+  it('ends a silent transaction at the server, which would keep its locks', async () => {
+    const proxy = await openProxy();
+    const [cutOff, other] = [await openFull(proxy.url, 2), await openFull(url.href, 1)];
+    const lock = `test-${randomBytes(8).toString('hex')}`;
+    const silenced = cutOff.transaction(async (statements) => {
+      await statements.query('SELECT GET_LOCK(?, 0) AS got', [lock]);
+      proxy.silenceExisting();
+      await statements.query('SELECT 1');
+    });
+    expect((await failureOf(silenced)).failure).toBe('connection');
+    const deadline = performance.now() + 15_000;
+    for (let got = '0'; got !== '1';) {
+      if (performance.now() > deadline) throw new Error('the lock is still held');
+      const [row] = await other.query<{ got: string | number }>('SELECT GET_LOCK(?, 1) AS got', [lock]);
+      got = String(row?.got);
+    }
+  });
+
+  it('keeps the connections that answered while another was silent', async () => {
+    const database = await openFull(url.href, 3);
+    const idOf = async () =>
+      (await database.query<{ id: string }>('SELECT CONNECTION_ID() AS id, SLEEP(0.2)'))[0]?.id;
+    const slow = failureOf(database.query('SELECT SLEEP(10)'));
+    const answered = await Promise.all([idOf(), idOf()]);
+    await slow;
+    expect(await Promise.all([idOf(), idOf(), idOf()])).toEqual(expect.arrayContaining(answered));
+  });
+
+  it('never uses a connection that the server closed for its idleness', async () => {
+    const database = await openFull(url.href, 3);
+    const observer = await openFull(url.href, 1);
+    const ids = await Promise.all(
+      Array.from({ length: 3 }, () =>
+        database.transaction(async (statements) => {
+          await statements.change('SET SESSION wait_timeout = 1');
+          const [row] = await statements.query<{ id: string }>('SELECT CONNECTION_ID() AS id, SLEEP(0.2)');
+          return row?.id ?? '';
+        }),
+      ),
+    );
+    const open = 'SELECT id FROM processlist WHERE id IN (?)';
+    const deadline = performance.now() + 20_000;
+    while ((await observer.query(open, [ids])).length > 0) {
+      if (performance.now() > deadline) throw new Error('the server did not close the idle connections');
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+    await Promise.all(Array.from({ length: 3 }, () => database.query('SELECT SLEEP(0.1)')));
+  });
+
+  it('waits for a lock less long than for an answer, so that the server ends the wait itself', async () => {
+    const database = await openFull(url.href, 1);
+    const [row] = await database.query('SELECT @@session.innodb_lock_wait_timeout AS seconds');
+    expect(Number(row?.['seconds'])).toBe(1);
+  });
+
+  it('leaves a server that has become read-only for whatever is behind the address then', async () => {
+    const database = await openFull(url.href, 1);
+    const idOf = async () => (await database.query<{ id: string }>('SELECT CONNECTION_ID() AS id'))[0]?.id;
+    const id = await idOf();
+    const refused = database.transaction(async (statements) => {
+      await statements.change('ROLLBACK');
+      await statements.change('START TRANSACTION READ ONLY');
+      await statements.change('CREATE TEMPORARY TABLE mysql.t (a INT)');
+    });
+    expect((await failureOf(refused)).failure).toBe('read_only');
+    expect(await idOf()).not.toBe(id);
   });
 });
 

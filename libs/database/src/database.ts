@@ -42,13 +42,24 @@ const FAILURE_BY_ERRNO: Readonly<Record<number, DatabaseFailure>> = {
   1290: 'read_only',
   1836: 'read_only',
   1792: 'read_only',
+  3: 'full', // a file could not be written
   1021: 'full',
+  1026: 'full',
+  1030: 'full', // the storage engine's own error, most often this one
   1114: 'full',
+  1180: 'full', // during COMMIT
   1040: 'connection', // too many connections
+  1203: 'connection',
+  1047: 'connection', // not part of its cluster now
   1053: 'connection', // shutting down
   1077: 'connection',
+  1158: 'connection',
+  1159: 'connection',
+  1160: 'connection',
+  1161: 'connection',
   1927: 'connection', // killed (MariaDB)
   1317: 'connection', // interrupted
+  3101: 'deadlock', // a group of servers found a conflict at COMMIT
 };
 
 /** A statement or transaction that did not succeed; `failure` says what a caller may do about it. */
@@ -83,6 +94,10 @@ export interface Statements {
   ): Promise<number>;
 }
 
+const IDLE_TIMEOUT_MS = 20_000;
+/** Longer than the pool keeps an idle connection, and than any of our transactions rests between two statements. */
+const WAIT_TIMEOUT_SECONDS = 30;
+
 /**
  * MySQL. Every statement and every wait for a connection has a time-out; every transaction is READ COMMITTED, because
  * the guards are single conditional statements and row locks, which REPEATABLE READ's snapshots would undermine.
@@ -91,9 +106,13 @@ export class Database implements Statements {
   private readonly pool: Pool;
   private readonly queryTimeoutMs: number;
   private readonly acquireTimeoutMs: number;
+  /** When each connection answered last, on the `performance.now()` scale. */
+  private readonly answeredAtMs = new WeakMap<object, number>();
+  /** A connection that has not answered since then is not used again. */
+  private suspectedAtMs = Number.NEGATIVE_INFINITY;
 
   constructor(options: DatabaseOptions) {
-    this.queryTimeoutMs = options.queryTimeoutMs ?? 5_000;
+    this.queryTimeoutMs = options.queryTimeoutMs ?? 4_000;
     this.acquireTimeoutMs = options.acquireTimeoutMs ?? 2_000;
     this.pool = createPool({
       uri: options.url,
@@ -106,13 +125,22 @@ export class Database implements Statements {
       bigNumberStrings: true,
       enableKeepAlive: true,
       keepAliveInitialDelay: 10_000,
-      // Below any server's wait_timeout, so that the pool never hands out a connection the server has closed.
-      idleTimeout: 60_000,
-      connectTimeout: 5_000,
+      // Where `maxIdle` is the pool's size, as by default, no connection ever counts as idle; what is above it is closed at once.
+      idleTimeout: IDLE_TIMEOUT_MS,
+      maxIdle: Math.max(1, options.poolSize - 1),
+      connectTimeout: 3_000,
     });
-    // DATETIME has no zone: what NOW(3) writes and what is read as UTC must be the same moment wherever the server stands.
+    const settings = [
+      // DATETIME has no zone: what NOW(3) writes and what is read as UTC must be the same moment wherever the server stands.
+      "time_zone = '+00:00'",
+      // A server goes on to wait, with all the locks of the transaction, for a client that has hung up.
+      `innodb_lock_wait_timeout = ${Math.max(1, Math.floor(this.queryTimeoutMs / 1_000) - 1)}`,
+      // And it keeps the locks of one that was cut off without a word for this long, by default for eight hours.
+      `wait_timeout = ${WAIT_TIMEOUT_SECONDS}`,
+    ];
     this.pool.pool.on('connection', (connection) => {
-      connection.query("SET SESSION time_zone = '+00:00'", () => undefined);
+      this.answeredAtMs.set(connection, performance.now());
+      connection.query(`SET SESSION ${settings.join(', ')}`, () => undefined);
     });
   }
 
@@ -165,13 +193,14 @@ export class Database implements Statements {
   private on(connection: PoolConnection): Statements {
     const timeout = this.queryTimeoutMs;
     const run = async <T>(sql: string, values: readonly unknown[]): Promise<T> => {
+      const askedAtMs = performance.now();
       try {
         const [result] = await connection.query({ sql, values: values as never, timeout });
+        this.answeredAtMs.set(connection.connection, performance.now());
         return result as T;
       } catch (error) {
         const failure = asDatabaseError(error);
-        // After a time-out or a broken protocol the connection's next answer could belong to this statement.
-        if (failure.failure === 'connection') connection.destroy();
+        this.judge(connection, failure, askedAtMs);
         throw failure;
       }
     };
@@ -192,14 +221,71 @@ export class Database implements Statements {
     }
   }
 
-  private acquire(): Promise<PoolConnection> {
+  /** What a failed statement says about its connection, and about those that were made as it was. */
+  private judge(connection: PoolConnection, { failure, cause }: DatabaseError, askedAtMs: number): void {
+    // A ROLLBACK on a connection that was given up before says nothing new.
+    if (!this.answeredAtMs.has(connection.connection)) return;
+    if (failure === 'connection') {
+      // After a time-out or a broken protocol the connection's next answer could belong to this statement.
+      this.giveUp(connection);
+      this.suspectedAtMs = Math.max(this.suspectedAtMs, askedAtMs);
+      const timedOut = (cause as Error & { code?: string }).code === 'PROTOCOL_SEQUENCE_TIMEOUT';
+      if (timedOut) void this.killAtServer(connection.threadId);
+    } else if (failure === 'read_only') {
+      // It leads to a server that was demoted; a fresh one may lead to the primary.
+      this.giveUp(connection);
+      this.suspectedAtMs = performance.now();
+    } else this.answeredAtMs.set(connection.connection, performance.now());
+  }
+
+  private giveUp(connection: PoolConnection): void {
+    this.answeredAtMs.delete(connection.connection);
+    connection.destroy();
+  }
+
+  /**
+   * Ends what a connection that was given up still does at the server, where the network may never have told that it was given
+   * up: its transaction would keep its locks. As far as possible; what fails here ends by the server's own time-outs.
+   */
+  private async killAtServer(threadId: number): Promise<void> {
+    try {
+      const connection = await this.acquire();
+      const kill = { sql: `KILL ${threadId}`, timeout: this.acquireTimeoutMs };
+      await connection.query(kill).then(
+        () => connection.release(),
+        (error: unknown) => {
+          // One that is not there any more (1094) is what was wanted.
+          if ((error as { errno?: number }).errno === 1094) connection.release();
+          else connection.destroy();
+        },
+      );
+    } catch {
+      // No connection was to be had.
+    }
+  }
+
+  /**
+   * A connection that is not suspected. When one went silent, those that were idle meanwhile most likely did too, and each would
+   * cost its user a whole time-out.
+   */
+  private async acquire(): Promise<PoolConnection> {
+    const deadlineMs = performance.now() + this.acquireTimeoutMs;
+    for (;;) {
+      const connection = await this.takeFromPool(deadlineMs);
+      const answeredAtMs = this.answeredAtMs.get(connection.connection) ?? Number.POSITIVE_INFINITY;
+      if (answeredAtMs >= this.suspectedAtMs) return connection;
+      connection.destroy();
+    }
+  }
+
+  private takeFromPool(deadlineMs: number): Promise<PoolConnection> {
     return new Promise((resolve, reject) => {
       let expired = false;
       const timer = setTimeout(() => {
         expired = true;
         const waited = new Error(`no database connection was free within ${this.acquireTimeoutMs} ms`);
         reject(new DatabaseError('connection', waited));
-      }, this.acquireTimeoutMs);
+      }, deadlineMs - performance.now());
       this.pool.getConnection().then(
         (connection) => {
           clearTimeout(timer);

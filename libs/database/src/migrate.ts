@@ -2,6 +2,8 @@ import 'reflect-metadata';
 import { createConnection } from 'mysql2/promise';
 import { DataSource } from 'typeorm';
 import { FirstTables1763700000000 } from './migrations/1763700000000-first-tables.js';
+import { DeadLetterReplays1763800000000 } from './migrations/1763800000000-dead-letter-replays.js';
+import { Recovery1763810000000 } from './migrations/1763810000000-recovery.js';
 
 /** Held while migrating, so that services that start together do not create the same table twice. */
 const LOCK = 'flash-sale-migrations';
@@ -29,7 +31,7 @@ export async function migrate(url: string): Promise<string[]> {
       type: 'mysql',
       url,
       synchronize: false,
-      migrations: [FirstTables1763700000000],
+      migrations: [FirstTables1763700000000, DeadLetterReplays1763800000000, Recovery1763810000000],
     });
     await source.initialize();
     try {

@@ -1,4 +1,6 @@
+import { setTimeout as delay } from 'node:timers/promises';
 import type { Admin } from 'kafkajs';
+import { silentLog, type AdapterLog } from './adapter-log.js';
 import { discard, openKafka, type KafkaHandle, type KafkaOptions } from './connection.js';
 
 export interface TopicSpec {
@@ -21,14 +23,54 @@ export interface LogBounds {
   readonly ends: Offsets;
 }
 
+const MAKE_TOPIC_WITHIN_MS = 30_000;
+/** A connection that has answered before answers at once, or never again. */
+const READ_WITHIN_MS = 3_000;
+const CONNECT_AND_READ_WITHIN_MS = 6_000;
+const TRY_AGAIN_AFTER_MS = 500;
+
+interface Connection {
+  readonly handle: KafkaHandle;
+  readonly admin: Admin;
+  readonly connected: Promise<void>;
+}
+
 /**
  * Makes topics and reads offsets. Connects when first used; after a failed call the connection is thrown away, since it may
- * be one that will never answer again.
+ * be one that will never answer again, and what was only read is read once more on a fresh one.
  */
 export class KafkaAdmin {
-  private current: Promise<{ handle: KafkaHandle; admin: Admin }> | undefined;
+  private current: Connection | undefined;
+  private readonly closing = new AbortController();
+  private readonly log: AdapterLog;
 
-  constructor(private readonly options: KafkaOptions) {}
+  constructor(private readonly options: KafkaOptions) {
+    this.log = options.log ?? silentLog;
+  }
+
+  /**
+   * Makes the topics as soon as Kafka can be reached, in the background, until {@link close}.
+   *
+   * @returns tells whether they are there
+   */
+  startEnsuring(specs: readonly TopicSpec[]): () => boolean {
+    let done = false;
+    const { signal } = this.closing;
+    const ensure = async () => {
+      while (!signal.aborted) {
+        try {
+          for (const spec of specs) await this.ensureTopic(spec);
+          done = true;
+          return;
+        } catch (error) {
+          this.log.warn({ reason: String(error) }, 'the topics could not be made yet; trying again');
+        }
+        await delay(TRY_AGAIN_AFTER_MS, undefined, { signal }).catch(() => undefined);
+      }
+    };
+    void ensure();
+    return () => done;
+  }
 
   /**
    * Makes the topic if it is missing; an existing one stays as it is. Safe to call from several processes at once.
@@ -36,7 +78,7 @@ export class KafkaAdmin {
    * @returns whether it was made now, and how many partitions it has
    */
   async ensureTopic(spec: TopicSpec): Promise<{ readonly created: boolean; readonly partitions: number }> {
-    return this.call('making a topic', async (admin) => {
+    return this.call('making a topic', MAKE_TOPIC_WITHIN_MS, async (admin) => {
       const created = await admin.createTopics({
         // kafkajs' own wait fails where a broker has not heard of the topic yet; partitionsOf waits for that too.
         waitForLeaders: false,
@@ -56,7 +98,7 @@ export class KafkaAdmin {
 
   /** Deletes a topic and all its records; a missing one is no error. */
   async deleteTopic(topic: string): Promise<void> {
-    await this.call('deleting a topic', async (admin) => {
+    await this.call('deleting a topic', MAKE_TOPIC_WITHIN_MS, async (admin) => {
       const topics = await admin.listTopics();
       if (topics.includes(topic)) await admin.deleteTopics({ topics: [topic], timeout: 10_000 });
     });
@@ -64,7 +106,7 @@ export class KafkaAdmin {
 
   /** Where the topic's log starts and ends now. */
   async logBounds(topic: string): Promise<LogBounds> {
-    return this.call(`reading the offsets of ${topic}`, async (admin) => {
+    return this.read(`reading the offsets of ${topic}`, async (admin) => {
       const offsets = await admin.fetchTopicOffsets(topic);
       return {
         lows: new Map(offsets.map(({ partition, low }) => [partition, BigInt(low)])),
@@ -80,7 +122,7 @@ export class KafkaAdmin {
 
   /** What the group has committed: the next offset it wants, by partition. A partition without a commit is missing. */
   async committedOffsets(group: string, topic: string): Promise<Offsets> {
-    return this.call(`reading the offsets of group ${group}`, async (admin) => {
+    return this.read(`reading the offsets of group ${group}`, async (admin) => {
       const [found] = await onceSettled(20, () => admin.fetchOffsets({ groupId: group, topics: [topic] }));
       const committed = new Map<number, bigint>();
       for (const { partition, offset } of found?.partitions ?? []) {
@@ -90,17 +132,51 @@ export class KafkaAdmin {
     });
   }
 
+  /**
+   * Moves what a group has committed, so that it reads from there once more: after a database has lost commits, or to show
+   * that a second delivery changes nothing. The group must have no members.
+   */
+  async rewind(group: string, topic: string, offsets: Offsets): Promise<void> {
+    await this.call(`moving the offsets of group ${group}`, CONNECT_AND_READ_WITHIN_MS, (admin) =>
+      admin.setOffsets({
+        groupId: group,
+        topic,
+        partitions: [...offsets].map(([partition, offset]) => ({ partition, offset: String(offset) })),
+      }),
+    );
+  }
+
   async close(): Promise<void> {
+    this.closing.abort();
     const current = this.current;
     this.current = undefined;
     if (current) await this.discard(current);
   }
 
-  private async call<Result>(what: string, use: (admin: Admin) => Promise<Result>): Promise<Result> {
+  /** Once more on a fresh connection if the one at hand, which may have died since it was used last, is not answered. */
+  private async read<Result>(what: string, use: (admin: Admin) => Promise<Result>): Promise<Result> {
+    if (this.current) {
+      try {
+        return await this.call(what, READ_WITHIN_MS, use);
+      } catch (error) {
+        if (this.closing.signal.aborted || kafkaErrorType(error) !== '') throw error;
+      }
+    }
+    return this.call(what, CONNECT_AND_READ_WITHIN_MS, use);
+  }
+
+  private async call<Result>(
+    what: string,
+    withinMs: number,
+    use: (admin: Admin) => Promise<Result>,
+  ): Promise<Result> {
     const current = (this.current ??= this.connect());
+    let timer: NodeJS.Timeout | undefined;
+    const tooLate = new Promise<never>((_, reject) => {
+      timer = setTimeout(() => reject(new Error(`no answer within ${withinMs} ms`)), withinMs);
+    });
     try {
-      const { admin } = await current;
-      return await use(admin);
+      return await Promise.race([current.connected.then(() => use(current.admin)), tooLate]);
     } catch (cause) {
       if (this.current === current) {
         this.current = undefined;
@@ -108,25 +184,23 @@ export class KafkaAdmin {
       }
       const reason = cause instanceof Error ? cause.message : String(cause);
       throw new Error(`${what} at Kafka ${this.options.brokers.join(', ')} failed: ${reason}`, { cause });
+    } finally {
+      clearTimeout(timer);
     }
   }
 
-  private async connect(): Promise<{ handle: KafkaHandle; admin: Admin }> {
+  private connect(): Connection {
     // Making a topic takes longer than a produce may.
     const handle = openKafka({ ...this.options, requestTimeoutMs: this.options.requestTimeoutMs ?? 10_000 });
     const admin = handle.kafka.admin();
-    try {
-      await admin.connect();
-    } catch (error) {
-      handle.destroy();
-      throw error;
-    }
-    return { handle, admin };
+    const connected = admin.connect();
+    // Whoever uses it hears of it; nobody may be there any more.
+    connected.catch(() => handle.destroy());
+    return { handle, admin, connected };
   }
 
-  private async discard(connection: Promise<{ handle: KafkaHandle; admin: Admin }>): Promise<void> {
-    const opened = await connection.catch(() => undefined);
-    if (opened) await discard(opened.handle, () => opened.admin.disconnect(), 1_000);
+  private discard({ handle, admin }: Connection): Promise<void> {
+    return discard(handle, () => admin.disconnect(), 1_000);
   }
 }
 

@@ -54,10 +54,15 @@ export interface ConsumerOptions extends KafkaOptions {
   /** The first and the longest pause before a failed chunk is tried again. */
   readonly retryDelayMs?: { readonly first: number; readonly max: number };
   /**
-   * Without a sign of life from Kafka for this long, the kafkajs consumer is replaced. Longer than session and rebalance
-   * together: a member that joins hears nothing until the others have joined too or are given up.
+   * Without a sign of life from Kafka for this long, the kafkajs consumer of a member of the group is replaced. It asks and is
+   * answered several times a second, so this may be short.
    */
   readonly replaceAfterSilenceMs?: number;
+  /**
+   * The same for one that joins. Longer than session and rebalance together: it hears nothing until the others have joined too
+   * or are given up.
+   */
+  readonly joinWithinMs?: number;
 }
 
 /** How far behind the consumer is, over the partitions it has now. */
@@ -92,7 +97,9 @@ interface Generation {
 }
 
 const WATCH_EVERY_MS = 500;
-const RESTART_DELAY_MS = { first: 200, max: 5_000 };
+const RESTART_DELAY_MS = { first: 200, max: 1_000 };
+/** So long without a sign of life, through many replacements, and only a restart of the process may still help. */
+const UNHEALTHY_AFTER_MS = 120_000;
 
 /**
  * Reads a topic as a member of a group, in chunks, each committed right after it was handled. At least once: whoever
@@ -107,6 +114,9 @@ export class BatchConsumer {
   private lastSignOfLifeMs = performance.now();
   /** When the present kafkajs consumer was opened; each gets the same time to show life. */
   private silentSinceMs = 0;
+  /** Whether the present kafkajs consumer is a member of the group, as far as it knows. */
+  private joined = false;
+  private checkedAtMs = 0;
   private restarts = 0;
   private restartTimer: NodeJS.Timeout | undefined;
   private watch: NodeJS.Timeout | undefined;
@@ -119,6 +129,7 @@ export class BatchConsumer {
   private readonly handleLimitMs: number;
   private readonly retryDelayMs: { readonly first: number; readonly max: number };
   private readonly replaceAfterSilenceMs: number;
+  private readonly joinWithinMs: number;
   private readonly sessionTimeoutMs: number;
   private readonly rebalanceTimeoutMs: number;
 
@@ -128,12 +139,14 @@ export class BatchConsumer {
     this.heartbeatMs = options.heartbeatMs ?? 1_000;
     this.handleLimitMs = options.handleLimitMs ?? 60_000;
     this.retryDelayMs = options.retryDelayMs ?? { first: 200, max: 5_000 };
-    this.replaceAfterSilenceMs = options.replaceAfterSilenceMs ?? 30_000;
-    this.sessionTimeoutMs = options.sessionTimeoutMs ?? 10_000;
-    this.rebalanceTimeoutMs = options.rebalanceTimeoutMs ?? 15_000;
-    if (this.replaceAfterSilenceMs <= this.sessionTimeoutMs + this.rebalanceTimeoutMs) {
+    this.replaceAfterSilenceMs = options.replaceAfterSilenceMs ?? 4_000;
+    this.joinWithinMs = options.joinWithinMs ?? 20_000;
+    // The shortest that brokers allow by default: so long the partitions of a member that died are read by nobody.
+    this.sessionTimeoutMs = options.sessionTimeoutMs ?? 6_000;
+    this.rebalanceTimeoutMs = options.rebalanceTimeoutMs ?? 10_000;
+    if (this.joinWithinMs <= this.sessionTimeoutMs + this.rebalanceTimeoutMs) {
       throw new Error(
-        `replaceAfterSilenceMs (${this.replaceAfterSilenceMs}) must be longer than sessionTimeoutMs ` +
+        `joinWithinMs (${this.joinWithinMs}) must be longer than sessionTimeoutMs ` +
           `(${this.sessionTimeoutMs}) and rebalanceTimeoutMs (${this.rebalanceTimeoutMs}) together`,
       );
     }
@@ -143,6 +156,7 @@ export class BatchConsumer {
   start(): void {
     if (this.watch || this.stopping) return;
     this.lastSignOfLifeMs = performance.now();
+    this.checkedAtMs = performance.now();
     this.watch = setInterval(() => this.checkLife(), WATCH_EVERY_MS);
     this.open();
   }
@@ -168,7 +182,7 @@ export class BatchConsumer {
   isHealthy(): boolean {
     const nowMs = performance.now();
     const hanging = [...this.handling].some(({ sinceMs }) => nowMs - sinceMs > this.handleLimitMs);
-    return !hanging && nowMs - this.lastSignOfLifeMs < 4 * this.replaceAfterSilenceMs;
+    return !hanging && nowMs - this.lastSignOfLifeMs < UNHEALTHY_AFTER_MS;
   }
 
   figures(): ConsumerFigures {
@@ -207,6 +221,7 @@ export class BatchConsumer {
     });
     const generation: Generation = { handle, consumer, started: Promise.resolve() };
     this.current = generation;
+    this.joined = false;
     this.listen(generation);
     generation.started = this.run(generation);
   }
@@ -241,9 +256,14 @@ export class BatchConsumer {
       this.restarts = 0;
     });
     consumer.on(consumer.events.HEARTBEAT, alive);
+    consumer.on(consumer.events.REBALANCING, () => {
+      alive();
+      if (this.current === generation) this.joined = false;
+    });
     consumer.on(consumer.events.GROUP_JOIN, ({ payload }) => {
       alive();
       if (this.current !== generation) return;
+      this.joined = true;
       const assigned = payload.memberAssignment[this.options.topic] ?? [];
       this.assign(assigned);
       this.log.info({ groupId: this.options.groupId, partitions: assigned }, 'joined the consumer group');
@@ -271,8 +291,14 @@ export class BatchConsumer {
   }
 
   private checkLife(): void {
-    const silentForMs = performance.now() - Math.max(this.lastSignOfLifeMs, this.silentSinceMs);
-    if (silentForMs < this.replaceAfterSilenceMs || this.handling.size > 0) return;
+    const nowMs = performance.now();
+    const lateByMs = nowMs - this.checkedAtMs - WATCH_EVERY_MS;
+    this.checkedAtMs = nowMs;
+    // We ourselves were held up; what Kafka said meanwhile is read before the next look.
+    if (lateByMs > WATCH_EVERY_MS) return;
+    const silentForMs = nowMs - Math.max(this.lastSignOfLifeMs, this.silentSinceMs);
+    const limitMs = this.joined ? this.replaceAfterSilenceMs : this.joinWithinMs;
+    if (silentForMs < limitMs || this.handling.size > 0) return;
     if (this.current)
       this.replace(this.current, new Error(`no sign of life for ${Math.round(silentForMs)} ms`));
   }

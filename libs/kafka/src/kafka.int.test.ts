@@ -68,14 +68,13 @@ async function until(what: string, holds: () => boolean | Promise<boolean>): Pro
 const messages = (count: number, prefix = 'key') =>
   Array.from({ length: count }, (_, index) => ({ key: `${prefix}-${index}`, value: `value-${index}` }));
 
-/** Passes bytes on until it is told to be silent: then connections stay open and nothing comes through. */
+/** Passes bytes on until it is told to be silent: then the connections stay open and nothing comes through. */
 async function openProxy() {
   const [host = '', port = ''] = (brokers[0] ?? '').split(':');
-  const state = { silent: false };
+  const state = { refusing: false };
   const sockets = new Set<net.Socket>();
   const server = net.createServer((near) => {
-    // A connection that was made while all was silent stays so.
-    const born = state.silent;
+    if (state.refusing) return void near.destroy();
     const far = net.connect(Number(port), host);
     for (const [from, to] of [
       [near, far],
@@ -84,7 +83,7 @@ async function openProxy() {
       sockets.add(from);
       from.on('error', () => {});
       from.on('close', () => to.destroy());
-      from.on('data', (bytes) => born || stuck.has(near) || to.write(bytes));
+      from.on('data', (bytes) => stuck.has(near) || to.write(bytes));
     }
   });
   const stuck = new Set<net.Socket>();
@@ -95,6 +94,10 @@ async function openProxy() {
   });
   return {
     route: () => ({ host: '127.0.0.1', port: (server.address() as AddressInfo).port }),
+    /** Closes every new connection at once, as where nobody listens. */
+    refuse: (refusing: boolean) => {
+      state.refusing = refusing;
+    },
     /** Silences the connections that exist; new ones work. */
     silenceExisting: () => {
       for (const socket of sockets) stuck.add(socket);
@@ -214,6 +217,24 @@ describe('SupervisedProducer', () => {
     );
     await until('replaced', () => producer.generation === 2);
     await producer.enqueue(topic, { key: 'after', value: 'v' });
+  });
+
+  test('starts while there is no broker, and sends what still waits when there is one', async () => {
+    const topic = await newTopic('started-without', 1);
+    const proxy = await openProxy();
+    proxy.refuse(true);
+    const producer = new SupervisedProducer({ ...connection, route: proxy.route });
+    leftOver.push(() => producer.close(500));
+    producer.start();
+    const late = await producer
+      .enqueue(topic, { key: 'k', value: 'v' }, performance.now() + 300)
+      .catch((e) => e);
+    expect([late, late.sentAtMs]).toEqual([expect.any(SendFailed), undefined]);
+    expect(producer.isConnected).toBe(false);
+    const patient = producer.enqueue(topic, { key: 'k', value: 'v' }, performance.now() + 20_000);
+    proxy.refuse(false);
+    expect(await patient).toMatchObject({ offset: 0n });
+    expect(producer.isConnected).toBe(true);
   });
 
   test('says where it looked when there is no broker', async () => {
@@ -346,8 +367,6 @@ describe('BatchConsumer', () => {
     newConsumer(topic, {
       route: proxy.route,
       requestTimeoutMs: 1_000,
-      rebalanceTimeoutMs: 4_000,
-      replaceAfterSilenceMs: 15_000,
       handle: async (chunk) => {
         handled.push(...chunk.messages.map(({ key }) => String(key)));
       },
@@ -361,6 +380,49 @@ describe('BatchConsumer', () => {
 });
 
 describe('KafkaAdmin', () => {
+  test('reads on a fresh connection when the old one goes silent', async () => {
+    const topic = await newTopic('admin-silent', 2);
+    const proxy = await openProxy();
+    const proxied = new KafkaAdmin({ ...connection, route: proxy.route });
+    leftOver.push(() => proxied.close());
+    const { ends } = await proxied.logBounds(topic);
+    proxy.silenceExisting();
+    expect(await proxied.endOffsets(topic)).toEqual(ends);
+    expect(await proxied.committedOffsets('nobody', topic)).toEqual(new Map());
+  });
+
+  test('makes topics in the background as soon as there is a broker', async () => {
+    const topic = `test-kafka-lib-background-${run}`;
+    madeTopics.push(topic);
+    const proxy = await openProxy();
+    proxy.refuse(true);
+    const late = new KafkaAdmin({ ...connection, route: proxy.route });
+    leftOver.push(() => late.close());
+    const isThere = late.startEnsuring([{ topic, partitions: 2 }]);
+    await expect(late.logBounds(topic)).rejects.toThrow('failed');
+    expect(isThere()).toBe(false);
+    proxy.refuse(false);
+    await until('made', isThere);
+    expect((await late.endOffsets(topic)).size).toBe(2);
+  });
+
+  test('lets a group read again what it has passed', async () => {
+    const topic = await newTopic('rewind', 1);
+    const producer = await newProducer();
+    await producer.send(topic, messages(10));
+    const read: string[] = [];
+    const handle = async (chunk: Chunk) => {
+      read.push(...chunk.messages.map(({ key }) => String(key)));
+    };
+    const first = newConsumer(topic, { handle });
+    await until('all read', () => read.length === 10);
+    await first.stop(5_000);
+    await admin.rewind(`group-${topic}`, topic, new Map([[0, 7n]]));
+    newConsumer(topic, { handle });
+    await until('the last three read again', () => read.length === 13);
+    expect(read.slice(10)).toEqual(['key-7', 'key-8', 'key-9']);
+  });
+
   test('leaves a topic that exists as it is', async () => {
     const topic = await newTopic('exists', 3);
     expect(await admin.ensureTopic({ topic, partitions: 9 })).toEqual({ created: false, partitions: 3 });

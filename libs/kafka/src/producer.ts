@@ -14,7 +14,8 @@ import { partitionOf } from './partition.js';
 
 export interface OutgoingMessage {
   readonly key: string;
-  readonly value: Buffer | string;
+  /** Null is what deletes a key from a compacted topic. */
+  readonly value: Buffer | string | null;
   /** `traceparent` is replaced by that of the message's own span, whose parent it becomes. */
   readonly headers?: Readonly<Record<string, string>>;
 }
@@ -79,6 +80,7 @@ interface Generation {
 }
 
 const CHECK_EVERY_MS = 100;
+const LATE_MS = 500;
 const RECONNECT_DELAY_MS = 200;
 
 /**
@@ -93,6 +95,7 @@ export class SupervisedProducer {
   private closed = false;
   private lastSuccessMs = 0;
   private busySinceMs: number | undefined;
+  private supervisedAtMs = performance.now();
   private readonly supervision: NodeJS.Timeout;
   private readonly retiring = new Set<Promise<void>>();
   private readonly log: AdapterLog;
@@ -109,7 +112,7 @@ export class SupervisedProducer {
     this.maxInFlight = options.maxInFlight ?? 2;
     this.maxWaiting = options.maxWaiting ?? 20_000;
     this.replaceAfterFailures = options.replaceAfterFailures ?? 5;
-    this.replaceAfterSilenceMs = options.replaceAfterSilenceMs ?? 5_000;
+    this.replaceAfterSilenceMs = options.replaceAfterSilenceMs ?? 3_000;
     this.requestTimeoutMs = options.requestTimeoutMs ?? DEFAULT_REQUEST_TIMEOUT_MS;
     this.current = this.open(1);
     this.supervision = setInterval(() => this.supervise(), CHECK_EVERY_MS);
@@ -131,6 +134,19 @@ export class SupervisedProducer {
         { cause },
       );
     }
+  }
+
+  /**
+   * Connects in the background, for as long as that takes: Kafka may be away. Until it is there messages wait, each until its
+   * time to begin has passed.
+   */
+  start(): void {
+    void this.connectUntilDone(this.current);
+  }
+
+  /** Whether messages are sent now, rather than waiting for a broker. */
+  get isConnected(): boolean {
+    return this.current.connected;
   }
 
   /** How many producers there have been; grows with each replacement. */
@@ -274,6 +290,10 @@ export class SupervisedProducer {
   private supervise(): void {
     const nowMs = performance.now();
     this.rejectWaiting((entry) => entry.beginBeforeMs <= nowMs, 'its time to begin had passed');
+    const lateByMs = nowMs - this.supervisedAtMs - CHECK_EVERY_MS;
+    this.supervisedAtMs = nowMs;
+    // We ourselves were held up; what Kafka said meanwhile is read before the next look.
+    if (lateByMs > LATE_MS) return;
     const { failuresInARow, connected } = this.current;
     if (!connected) return;
     const busySinceMs = this.busySinceMs ?? nowMs;

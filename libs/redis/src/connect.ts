@@ -1,7 +1,8 @@
 import { Cluster, Redis, type RedisOptions } from 'ioredis';
 import { silentLog, type AdapterLog } from './adapter-log.js';
+import { redisFailureOf } from './failure.js';
 
-/** A single server (or the primary behind Sentinel), or a cluster. The two have the same commands. */
+/** A single server (or whichever is the primary behind its address), or a cluster. The two have the same commands. */
 export type RedisClient = Redis | Cluster;
 
 /** Where Redis is: exactly one of `url` and `clusterNodes`. */
@@ -60,7 +61,9 @@ function nodeOptions(name: string, commandTimeoutMs: number) {
     keepAlive: 10_000,
     noDelay: true,
     // After a failover the old primary is a replica. 1 reconnects; 2 would also send the command again.
-    reconnectOnError: (error: Error) => (error.message.startsWith('READONLY') ? (1 as const) : false),
+    reconnectOnError: (error: Error) => (redisFailureOf(error) === 'read_only' ? (1 as const) : false),
+    // While it loads its data a server is asked again each half second, not after the time that it estimates.
+    maxLoadingRetryTime: RECONNECT_MAX_MS,
   } satisfies RedisOptions;
 }
 
@@ -73,7 +76,7 @@ function nodeOptions(name: string, commandTimeoutMs: number) {
 export async function connectRedis(options: RedisConnectOptions): Promise<RedisClient> {
   const client = openClient(options);
   watch(client, options.name, options.log ?? silentLog);
-  const withinMs = options.readyWithinMs ?? 10_000;
+  const withinMs = options.readyWithinMs ?? 30_000;
   try {
     await ready(client, withinMs);
   } catch (cause) {
@@ -197,15 +200,27 @@ function watch(client: RedisClient, name: string, log: AdapterLog): void {
   // Without a listener ioredis prints every failed attempt on the console.
   client.on('error', (error: Error) => reportLost(error.message));
   client.on('reconnecting', () => reportLost('the connection closed'));
-  if (client instanceof Cluster) {
-    client.on('-node', (node: Redis) => {
-      if (client.status !== 'ready') return;
-      const address = `${node.options.host}:${node.options.port}`;
-      log.warn({ redis: name, node: address }, 'a node of the Redis Cluster is not reachable');
-    });
-  }
+  if (client instanceof Cluster) watchNodes(client, name, log);
   client.on('ready', () => {
     if (lost) log.info({ redis: name }, 'Redis is reachable again');
     lost = false;
+  });
+}
+
+/** The same for each node of a cluster, which ioredis drops and adds again with each try. */
+function watchNodes(cluster: Cluster, name: string, log: AdapterLog): void {
+  const lost = new Set<string>();
+  cluster.on('-node', ({ options: { host, port } }: Redis) => {
+    const node = `${host}:${port}`;
+    if (cluster.status !== 'ready' || lost.has(node)) return;
+    lost.add(node);
+    log.warn({ redis: name, node }, 'a node of the Redis Cluster is not reachable');
+  });
+  cluster.on('+node', (added: Redis) => {
+    added.once('ready', () => {
+      const node = `${added.options.host}:${added.options.port}`;
+      if (lost.delete(node))
+        log.info({ redis: name, node }, 'a node of the Redis Cluster is reachable again');
+    });
   });
 }

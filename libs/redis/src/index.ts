@@ -7,11 +7,13 @@ export {
   type RedisClient,
   type RedisConnectOptions,
 } from './connect.js';
-export {
-  UnexpectedReply,
-  defineScript,
-  isRedisError,
-  type RedisScript,
-  type ScriptContract,
-} from './script.js';
+export { UnexpectedReply, isRedisError, redisFailureOf, type RedisFailure } from './failure.js';
+export { defineScript, type RedisScript, type ScriptContract } from './script.js';
 export { subscribe, type SubscribeOptions, type Subscription } from './subscriber.js';
+export {
+  RedisWatch,
+  type RedisServer,
+  type RedisServerChange,
+  type RedisServerStatus,
+  type RedisWatchOptions,
+} from './watch.js';

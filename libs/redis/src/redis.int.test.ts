@@ -6,7 +6,8 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
 import { connectRedis, redisTimeMs, type RedisClient } from './connect.js';
-import { UnexpectedReply, defineScript, isRedisError } from './script.js';
+import { UnexpectedReply, isRedisError, redisFailureOf } from './failure.js';
+import { defineScript } from './script.js';
 import { subscribe } from './subscriber.js';
 
 const url = process.env['REDIS_URL'] ?? 'redis://127.0.0.1:6379';
@@ -23,11 +24,15 @@ const number = (reply: unknown): number => {
   return reply;
 };
 
-/** Passes bytes on until it is told to drop those of one direction; `cut` closes all connections. */
+/**
+ * Passes bytes on until it is told to drop those of one direction; `cut` closes all connections, `silenceExisting` leaves them
+ * open and drops everything on them.
+ */
 async function openProxy() {
   const target = new URL(url);
   const state = { dropReplies: false };
   const sockets = new Set<net.Socket>();
+  const silent = new Set<net.Socket>();
   const server = net.createServer((near) => {
     const far = net.connect(Number(target.port), target.hostname);
     for (const socket of [near, far]) {
@@ -39,8 +44,8 @@ async function openProxy() {
         sockets.delete(socket);
       });
     }
-    near.on('data', (bytes) => far.write(bytes));
-    far.on('data', (bytes) => state.dropReplies || near.write(bytes));
+    near.on('data', (bytes) => silent.has(near) || far.write(bytes));
+    far.on('data', (bytes) => state.dropReplies || silent.has(near) || near.write(bytes));
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
   const cut = () => {
@@ -54,6 +59,9 @@ async function openProxy() {
   return {
     url: `redis://127.0.0.1:${(server.address() as AddressInfo).port}${target.pathname}`,
     state,
+    silenceExisting: () => {
+      for (const socket of sockets) silent.add(socket);
+    },
     cut,
     close,
   };
@@ -158,6 +166,23 @@ describe('a connection', () => {
     expect(await client.get(key('cut'))).toBe('0');
   });
 
+  test('gets a fresh connection when the old one goes silent, and rejects in time until then', async () => {
+    const proxy = await openProxy();
+    const unlucky = await connectThrough(proxy.url, 100);
+    proxy.silenceExisting();
+    const reasons = new Set<string>();
+    await until('answered again', () =>
+      unlucky.get(key('a')).then(
+        () => true,
+        (error: unknown) => {
+          reasons.add(redisFailureOf(error));
+          return false;
+        },
+      ),
+    );
+    expect([...reasons]).toEqual(['no_answer']);
+  });
+
   test('says where it looked when nothing is there', async () => {
     const nowhere = connectRedis({
       url: 'redis://user:secret@127.0.0.1:1',
@@ -176,7 +201,7 @@ describe('a connection', () => {
 });
 
 describe('subscribe', () => {
-  test('hears messages, and subscribes again after the connection broke', async () => {
+  test('hears messages, and subscribes again after the connection broke or went silent', async () => {
     const proxy = await openProxy();
     const heard: string[] = [];
     let subscriptions = 0;
@@ -197,7 +222,11 @@ describe('subscribe', () => {
     await until('subscribed again', () => subscriptions === 2);
     await client.publish(key('news'), 'two');
     await until('heard two', () => heard.length === 2);
-    expect(heard).toEqual(['one', 'two']);
+    proxy.silenceExisting();
+    await until('subscribed once more', () => subscriptions === 3);
+    await client.publish(key('news'), 'three');
+    await until('heard three', () => heard.length === 3);
+    expect(heard).toEqual(['one', 'two', 'three']);
     subscription.close();
     await until('closed', () => !subscription.isConnected());
   });

@@ -1,20 +1,7 @@
 import { createHash } from 'node:crypto';
-import { ReplyError } from 'ioredis';
 import type { RedisClient } from './connect.js';
+import { UnexpectedReply, isRedisError } from './failure.js';
 import { flattenScript, type ScriptSource } from './script-source.js';
-
-/** A script answered in a way its decoder does not know: script and code do not fit each other. */
-export class UnexpectedReply extends Error {
-  override readonly name = 'UnexpectedReply';
-  constructor(
-    /** The script's file name. */
-    readonly script: string,
-    readonly reply: unknown,
-    options?: ErrorOptions,
-  ) {
-    super(`${script} answered ${excerpt(reply)}, which its decoder does not know`, options);
-  }
-}
 
 export interface ScriptContract<Reply> {
   /** How many KEYS the script takes; all of one hash slot. */
@@ -73,11 +60,6 @@ export function defineScript<Reply>(file: URL | string, contract: ScriptContract
   };
 }
 
-/** Whether the server itself answered with an error. False: no answer came, and what was asked for may have happened. */
-export function isRedisError(error: unknown): error is Error {
-  return error instanceof ReplyError;
-}
-
 /**
  * Always one single call, never in a pipeline or MULTI: there the second call after NOSCRIPT would run out of order, or
  * fail. After a flush or a failover, or on a cluster's node that never saw it, the script goes as a whole once.
@@ -109,9 +91,4 @@ function withOrigin(message: string, script: ScriptSource): string {
     const origin = script.origins[Number(line) - 1];
     return origin ? `${origin.file}:${origin.line}` : found;
   });
-}
-
-function excerpt(reply: unknown): string {
-  const text = JSON.stringify(reply) ?? String(reply);
-  return text.length > 200 ? `${text.slice(0, 200)}…` : text;
 }
