@@ -4,6 +4,8 @@ import { solveChallenge, type Challenge } from 'altcha-lib';
 import { deriveKey } from 'altcha-lib/algorithms/pbkdf2';
 import { z } from 'zod';
 import {
+  AuditLogAnswer,
+  DegradationAnswer,
   GrantedEntry,
   OrderAnswer,
   PlacedOrder,
@@ -214,6 +216,19 @@ describe('answers', () => {
     exact(OrderAnswer, await alice.orderIn(orderId, ['awaiting_payment']));
     exact(OrderAnswer, (await alice.pay(orderId, 'p')).body);
     exact(ProblemAnswer, (await alice.call('DELETE', `/v1/orders/${orderId}`)).body);
+  });
+
+  it('name the operator who changed what is degraded, in the log of operators', async () => {
+    const operator = world.operator();
+    // What holds already, so that nobody else on these servers notices.
+    const answer = await operator.expect(200, 'PUT', '/v1/operator/degradation', {
+      productDetails: 'automatic',
+    });
+    expect(DegradationAnswer.parse(answer)).toMatchObject({ recorded: true });
+    const { entries } = AuditLogAnswer.parse(await operator.expect(200, 'GET', '/v1/operator/audit-log'));
+    const [entry] = entries.filter(({ operation }) => operation === 'degradation');
+    expect(entry).toMatchObject({ operator: 'operator-1', saleId: null });
+    expect(JSON.parse(entry?.detail ?? '')).toMatchObject({ after: { productDetails: 'automatic' } });
   });
 
   it('leave no secret in any log', async () => {

@@ -4,6 +4,7 @@ import { CallFailed, SALE_FEED, encodeSnapshot, type SaleSnapshot, type token } 
 import { IdempotencyKey, ShopperId, bucketOf, filterBitsFor, filterPositions } from '@flash-sale/domain';
 import { connectRedis, type RedisClient } from '@flash-sale/redis';
 import { createLog } from '@flash-sale/service';
+import { Door } from './door.js';
 import { Admissions, type EntryRequest } from './admission.js';
 import { saleOf } from './fixtures/lone-gateway.js';
 import { Refusal } from './problems.js';
@@ -35,6 +36,7 @@ beforeEach(async () => {
   asked = [];
   published = [];
   answers = { enter: GRANTED, find: NOT_FOUND };
+  await redis.hset(SALE_FEED.snapshots, SALE_FEED.complete, '1');
   feed = new SalesFeed({ redis, address: { url }, log: createLog('test', 'silent') });
   await feed.start();
 });
@@ -57,7 +59,10 @@ const line = {
   },
 };
 function admissions(perShopper = 0): Admissions {
-  return new Admissions(feed, new RateLimits({ redis, perShopper, perAddress: 0 }), line);
+  return new Admissions(feed, new RateLimits({ redis, perShopper, perAddress: 0 }), line, doorFor(0));
+}
+function doorFor(entriesPerSecond: number): Door {
+  return new Door({ behind: [], entriesPerSecond });
 }
 async function publish(changes: Partial<SaleSnapshot>): Promise<SaleSnapshot> {
   const snapshot = saleOf(changes);
@@ -222,12 +227,28 @@ describe('Admissions.enter', () => {
     expect(flood.at(-1)).toMatchObject({ outcome: 'refused', code: 'rate_limited' });
   });
 
+  it('lets in no more new entries than were set for a second, and still says what is sold out', async () => {
+    const limits = new RateLimits({ redis, perShopper: 0, perAddress: 0 });
+    const few = new Admissions(feed, limits, line, doorFor(1));
+    const sale = await publish({});
+    expect(await few.enter(request(sale))).toMatchObject({ outcome: 'entry' });
+    const beyond = await few.enter(request(sale));
+    expect(beyond).toMatchObject({ outcome: 'refused', code: 'unavailable' });
+    expect(beyond.outcome === 'refused' && beyond.retryAfterSeconds).toBeGreaterThanOrEqual(1);
+    answers.find = NOT_FOUND;
+    const gone = await publish({ soldOut: true, storedPhase: 'warmed' });
+    expect(await few.enter(request(gone))).toEqual({ outcome: 'refused', code: 'sold_out' });
+    expect(asked.filter((call) => call === 'enter')).toHaveLength(1);
+  });
+
   it('asks to come again when nobody answers', async () => {
     const sale = await publish({});
-    const silent = new Admissions(feed, new RateLimits({ redis, perShopper: 0, perAddress: 0 }), {
+    const silentLine = {
       ...line,
       enter: () => Promise.reject(new CallFailed('Line.Enter', 'UNAVAILABLE', new Error('gone'))),
-    });
+    };
+    const limits = new RateLimits({ redis, perShopper: 0, perAddress: 0 });
+    const silent = new Admissions(feed, limits, silentLine, doorFor(0));
     await expect(silent.enter(request(sale))).rejects.toThrow(new Refusal('unavailable'));
   });
 });
@@ -240,6 +261,31 @@ describe('SalesFeed', () => {
     await until(() => feed.find(sale.saleId) !== undefined, 1_500);
     await redis.hdel(SALE_FEED.snapshots, sale.saleId);
     await until(() => feed.find(sale.saleId) === undefined, 1_500);
+  });
+
+  it('refuses nobody from memory while Redis has lost the sales, and does not say that they do not exist', async () => {
+    const sale = await publish({ soldOut: true });
+    const stranger = { ...request(sale), saleId: saleOf().saleId };
+    expect(await admissions().enter(request(sale))).toMatchObject({ code: 'sold_out' });
+    expect(await admissions().enter(stranger)).toMatchObject({ code: 'not_found' });
+    await redis.hdel(SALE_FEED.snapshots, SALE_FEED.complete, sale.saleId);
+    await until(() => !feed.isFresh(), 3_000);
+    asked = [];
+    await admissions().enter(request(sale));
+    expect(asked).toEqual(['enter']);
+    expect(feed.phaseOf(sale)).toBe('open');
+    expect(await admissions().enter(stranger)).toMatchObject({ code: 'unavailable' });
+    // The rebuild's first word: a new epoch, in which nothing is known yet.
+    await redis.hset(
+      SALE_FEED.snapshots,
+      sale.saleId,
+      encodeSnapshot({ ...sale, epoch: sale.epoch + 1, version: 0, soldOut: false }),
+    );
+    await redis.hset(SALE_FEED.snapshots, SALE_FEED.complete, '1');
+    await until(() => feed.isFresh(), 3_000);
+    asked = [];
+    await admissions().enter(request(sale));
+    expect(asked).toEqual(['enter']);
   });
 
   it('goes by the clock of Redis', async () => {

@@ -7,6 +7,7 @@ import {
   type SaleId,
   type ShopperId,
 } from '@flash-sale/domain';
+import type { Door } from './door.js';
 import { answerOf } from './problems.js';
 import type { RateLimits, RateVerdict } from './rate-limits.js';
 import type { KnownSale, SalesFeed } from './sales-feed.js';
@@ -44,6 +45,7 @@ export class Admissions {
     private readonly feed: SalesFeed,
     private readonly limits: RateLimits,
     private readonly line: Pick<LineClient, 'enter' | 'findEntry'>,
+    private readonly door: Pick<Door, 'pass' | 'retryAfterSeconds'>,
   ) {}
 
   /** Enters a sale. Idempotent by the shopper's key. */
@@ -57,6 +59,10 @@ export class Admissions {
     if (code !== null) {
       const refused = rate.outcome === 'beyond' ? limited(rate) : ({ outcome: 'refused', code } as const);
       return this.mayBeKnown(sale, request, code) ? this.knownOr(sale, attemptId, request, refused) : refused;
+    }
+    if (!this.door.pass()) {
+      const retryAfterSeconds = this.door.retryAfterSeconds();
+      return { outcome: 'refused', code: 'unavailable', retryAfterSeconds };
     }
     const { snapshot } = sale;
     const entry = await answerOf(
@@ -74,16 +80,21 @@ export class Admissions {
     return asAdmission(entry);
   }
 
-  /** Where an entry stands; `null` where the shopper has no such entry. */
+  /**
+   * Where an entry stands; `null` where the shopper has no such entry.
+   *
+   * @param share of the room that looks of this importance may fill
+   */
   async find(
     attemptId: AttemptId,
     saleId: SaleId,
     shopperId: ShopperId,
     context: item.ItemContext,
+    share = 1,
   ): Promise<Admission> {
     const sale = this.feed.find(saleId);
     if (!sale) return { outcome: 'refused', code: this.feed.isFresh() ? 'not_found' : 'unavailable' };
-    return asAdmission(await this.lookUp(sale, attemptId, shopperId, context));
+    return asAdmission(await this.lookUp(sale, attemptId, shopperId, context, share));
   }
 
   /** Whether a sale has a line; of a sale that is not known here, the answer that costs a look more. */
@@ -141,9 +152,11 @@ export class Admissions {
     attemptId: AttemptId,
     shopperId: ShopperId,
     context: item.ItemContext,
+    share = 1,
   ): Promise<token.Entry> {
     const { mode, admitPerSecond } = snapshot.line;
-    return answerOf(this.line.findEntry({ attemptId, shopperId, lineMode: mode, admitPerSecond, context }));
+    const wanted = { attemptId, shopperId, lineMode: mode, admitPerSecond, context };
+    return answerOf(this.line.findEntry(wanted, undefined, share));
   }
 }
 

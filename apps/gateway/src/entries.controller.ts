@@ -1,11 +1,11 @@
 import { Body, Controller, Delete, Get, Headers, HttpCode, Inject, Post, Req, Res } from '@nestjs/common';
-import { LineClient, type item, type token } from '@flash-sale/contracts';
+import { BACKGROUND_SHARE, LineClient, type item, type token } from '@flash-sale/contracts';
 import { AttemptId, SaleId, saleIdOf, type IdempotencyKey } from '@flash-sale/domain';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
 import { Admissions, type Admission } from './admission.js';
 import { AccessFor, IdInPath, Origin, RetryKey, WhoCalls } from './caller.guard.js';
-import { EventStreams, type Look } from './event-streams.js';
+import { EventStreams, POLL_AFTER_MS, type Look } from './event-streams.js';
 import type { Caller } from './identity.js';
 import { Refusal, answerOf, refuseProblem } from './problems.js';
 import { EntryBody, instantOf, type EntryAnswer } from './schemas.js';
@@ -66,7 +66,7 @@ export class EntriesController {
     @Origin() context: item.ItemContext,
     @Res() reply: FastifyReply,
   ): Promise<void> {
-    if (!this.streams.hasRoom(caller.shopperId)) throw new Refusal('unavailable', { retryAfterSeconds: 5 });
+    if (!this.streams.hasRoom(caller.shopperId)) throw noStream();
     const first = entryOf(await this.find(id, caller, context));
     reply.hijack();
     this.streams.start(reply.raw, headersOf(reply), {
@@ -75,7 +75,7 @@ export class EntriesController {
       first: answerFor(first),
       endsAtMs: caller.expiresAtMs,
       look: async (): Promise<Look> => {
-        const admission = await this.find(id, caller, context).catch(unlessRefused);
+        const admission = await this.find(id, caller, context, BACKGROUND_SHARE).catch(unlessRefused);
         if (!admission) return { outcome: 'unknown' };
         if (admission.outcome === 'refused')
           return { outcome: admission.code === 'not_found' ? 'gone' : 'unknown' };
@@ -104,9 +104,9 @@ export class EntriesController {
     refuseProblem(result.problem);
   }
 
-  private find(id: string, caller: Caller, context: item.ItemContext): Promise<Admission> {
+  private find(id: string, caller: Caller, context: item.ItemContext, share = 1): Promise<Admission> {
     const attemptId = attemptIdIn(id);
-    return this.admissions.find(attemptId, saleIdOf(attemptId), caller.shopperId, context);
+    return this.admissions.find(attemptId, saleIdOf(attemptId), caller.shopperId, context, share);
   }
 }
 
@@ -149,6 +149,12 @@ function answerFor(entry: token.Entry): EntryAnswer {
     default:
       throw new Error(`token answered with an unknown state "${state}"`);
   }
+}
+
+/** Where there is no room for a stream, or none are served at the moment: polling is always as good. */
+export function noStream(): Refusal {
+  const detail = `No event stream can be served now. Ask for the state itself every ${POLL_AFTER_MS} ms instead.`;
+  return new Refusal('unavailable', { detail, retryAfterSeconds: 10 });
 }
 
 /** For a look behind a stream: a service that does not answer is looked at again; anything else is a defect. */

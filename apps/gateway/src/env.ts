@@ -1,5 +1,5 @@
 import {
-  addressVariable,
+  serviceAddressVariable,
   chassisVariables,
   flagVariable,
   intVariable,
@@ -26,9 +26,9 @@ export const gatewayVariables = {
   PORT: portVariable.meta({ example: '8080' }),
   /** Where operators call; never in the public ingress. */
   OPERATOR_PORT: portVariable.meta({ example: '8081' }),
-  TOKEN_URL: addressVariable.meta({ example: 'token:9000' }),
-  INVENTORY_URL: addressVariable.meta({ example: 'inventory:9000' }),
-  ORDER_URL: addressVariable.meta({ example: 'order:9000' }),
+  TOKEN_URL: serviceAddressVariable.meta({ example: 'token:9000' }),
+  INVENTORY_URL: serviceAddressVariable.meta({ example: 'inventory:9000' }),
+  ORDER_URL: serviceAddressVariable.meta({ example: 'order:9000' }),
 
   /**
    * The one signature algorithm that is taken. HS256 needs JWT_HS256_SECRET; the others need exactly one of JWT_PUBLIC_KEY,
@@ -65,6 +65,11 @@ export const gatewayVariables = {
   RATE_LIMIT_PER_SHOPPER_PER_SECOND: intVariable({ max: 1_000_000 }).default(20),
   /** Requests a second from one address, on all gateways together; 0: no limit. Many shoppers may share an address. */
   RATE_LIMIT_PER_ADDRESS_PER_SECOND: intVariable({ max: 1_000_000 }).default(10_000),
+  /**
+   * New entries that this gateway lets in a second; 0: as many as the services behind turn out to manage. What the suite was
+   * measured to carry, divided by the number of gateways, keeps a rush from ever reaching it.
+   */
+  MAX_ENTRIES_PER_SECOND: intVariable({ max: 1_000_000 }).default(0),
   /** Proxies in front whose X-Forwarded-For is believed. */
   TRUSTED_PROXY_HOPS: intVariable({ max: 10 }).default(0),
 

@@ -11,12 +11,19 @@ let look: () => Promise<Look>;
 let looks: number;
 let endsAtMs: number;
 let defects: unknown[];
+let isOff: boolean;
 
 beforeEach(async () => {
   looks = 0;
   endsAtMs = Date.now() + 60_000;
   defects = [];
-  streams = new EventStreams({ maxStreams: 8, pollEveryMs: 40, onDefect: (error) => defects.push(error) });
+  isOff = false;
+  streams = new EventStreams({
+    maxStreams: 8,
+    pollEveryMs: 40,
+    isOff: () => isOff,
+    onDefect: (error) => defects.push(error),
+  });
   server = createServer((request, response) => {
     const shopperId = request.headers['x-shopper']?.toString() ?? 'alice';
     if (!streams.hasRoom(shopperId)) {
@@ -50,6 +57,17 @@ afterEach(async () => {
 const state = (body: object, isFinal = false): Look => ({ outcome: 'state', body, isFinal });
 
 describe('EventStreams', () => {
+  it('tells its readers to poll when streams are switched off, ends, and begins no other', async () => {
+    look = async () => state({ state: 'waiting', position: 3 });
+    const reader = await fetch(url);
+    isOff = true;
+    const text = await reader.text();
+    expect(text.trim().split('\n').slice(-2)).toEqual(['event: poll', 'data: {"pollAfterMs":2000}']);
+    expect((await fetch(url)).status).toBe(503);
+    isOff = false;
+    expect((await fetch(url)).status).toBe(200);
+  });
+
   it('sends the present state, then each change once, and ends with the last', async () => {
     const script = [
       state({ state: 'waiting', position: 3 }),

@@ -13,6 +13,8 @@ export interface EventStreamsOptions {
   readonly maxStreams: number;
   /** How often each stream's state is looked at, ms. */
   readonly pollEveryMs: number;
+  /** Whether streams are to be done without at the moment: none begin, and those that are open end. */
+  readonly isOff?: () => boolean;
   /** Hears of a look that threw; its stream ends. */
   readonly onDefect: (error: unknown) => void;
 }
@@ -41,13 +43,16 @@ const HEARTBEAT_EVERY_MS = 15_000;
 const MAX_STREAMS_PER_SHOPPER = 5;
 /** A reader that leaves this much unread is cut off, and may come again. */
 const MAX_UNREAD_BYTES = 64 * 1024;
+/** Who cannot have a stream should ask so often. */
+export const POLL_AFTER_MS = 2_000;
 /** Streams are looked at in this many turns, so that a poll is neither one burst nor thousands of single calls. */
 const TURNS = 4;
 
 /**
  * Server-sent events of states that change seldom. A state is looked at, not pushed, because it lies in other services:
  * all streams of a turn are looked at together, so their calls travel in one batch. A reader that comes again simply gets
- * the present state first; no event can be missed, so none has an id.
+ * the present state first; no event can be missed, so none has an id. When streams are switched off, the last event of each is
+ * `poll` with `{"pollAfterMs"}`: from then on its reader asks for the state itself.
  */
 export class EventStreams {
   private readonly turns: Set<Stream>[] = Array.from({ length: TURNS }, () => new Set());
@@ -68,7 +73,9 @@ export class EventStreams {
   /** Whether one more may be opened for a shopper; asked before the first look, so that a refusal can still be a problem. */
   hasRoom(shopperId: string): boolean {
     return (
-      this.open < this.options.maxStreams && (this.perShopper.get(shopperId) ?? 0) < MAX_STREAMS_PER_SHOPPER
+      !this.isOff() &&
+      this.open < this.options.maxStreams &&
+      (this.perShopper.get(shopperId) ?? 0) < MAX_STREAMS_PER_SHOPPER
     );
   }
 
@@ -109,6 +116,10 @@ export class EventStreams {
     }
   }
 
+  private isOff(): boolean {
+    return this.options.isOff?.() ?? false;
+  }
+
   private turn(): void {
     this.nextTurn = (this.nextTurn + 1) % TURNS;
     for (const stream of this.turns[this.nextTurn] ?? []) {
@@ -120,6 +131,11 @@ export class EventStreams {
     stream.looking = true;
     try {
       if (Date.now() >= stream.request.endsAtMs) {
+        stream.response.end();
+        return;
+      }
+      if (this.isOff()) {
+        this.write(stream, `event: poll\ndata: ${JSON.stringify({ pollAfterMs: POLL_AFTER_MS })}\n\n`);
         stream.response.end();
         return;
       }

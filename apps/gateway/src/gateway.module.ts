@@ -4,19 +4,24 @@ import fastifyStatic from '@fastify/static';
 import { Module, type DynamicModule, type Provider, type Type } from '@nestjs/common';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import { SwaggerModule, type OpenAPIObject } from '@nestjs/swagger';
-import { LineClient, OrdersClient, SalesClient } from '@flash-sale/contracts';
+import { LineClient, OperatorsClient, OrdersClient, SalesClient } from '@flash-sale/contracts';
 import { connectRedis } from '@flash-sale/redis';
 import { meter, startService, type Log, type RunningService } from '@flash-sale/service';
 import { Admissions } from './admission.js';
 import { CallerGuard } from './caller.guard.js';
 import { EntriesController } from './entries.controller.js';
+import { Degradation } from './degradation.js';
+import { Door } from './door.js';
 import type { GatewayEnv } from './env.js';
 import { EventStreams } from './event-streams.js';
 import { answerUnroutable, configureHttp } from './http.js';
 import { AccessTokens, type KeySource } from './identity.js';
 import { openApiDocument } from './openapi.js';
+import { OperatorDeadLettersController } from './operator-dead-letters.controller.js';
+import { DegradationLog, OperatorDegradationController } from './operator-degradation.controller.js';
 import { OperatorController } from './operator.controller.js';
 import { OrdersController, WebhookSecret } from './orders.controller.js';
+import { Refusal } from './problems.js';
 import { RateLimits } from './rate-limits.js';
 import { RouteTable } from './route-table.js';
 import { DevLogin, SalesController } from './sales.controller.js';
@@ -56,6 +61,7 @@ export async function startGateway(
   const line = new LineClient(env.TOKEN_URL);
   const orders = new OrdersClient(env.ORDER_URL);
   const sales = new SalesClient(env.INVENTORY_URL);
+  const operators = new OperatorsClient(env.ORDER_URL);
   const feed = new SalesFeed({ redis, address, log });
   await feed.start();
   const limits = new RateLimits({
@@ -63,9 +69,13 @@ export async function startGateway(
     perShopper: env.RATE_LIMIT_PER_SHOPPER_PER_SECOND,
     perAddress: env.RATE_LIMIT_PER_ADDRESS_PER_SECOND,
   });
+  const door = new Door({ behind: [line, orders], entriesPerSecond: env.MAX_ENTRIES_PER_SECOND });
+  const degradation = new Degradation({ redis, refusals: () => door.refused, log });
+  degradation.start();
   const streams = new EventStreams({
     maxStreams: env.MAX_EVENT_STREAMS,
     pollEveryMs: env.EVENT_POLL_MS,
+    isOff: () => degradation.isDegraded('eventStreams'),
     onDefect: (error) => log.error({ err: error }, 'a stream met a defect'),
   });
   meter()
@@ -77,6 +87,7 @@ export async function startGateway(
   const document = openApiDocument() as unknown as OpenAPIObject;
   const configure = (table: RouteTable) => async (app: NestFastifyApplication) => {
     configureHttp(app, table, log);
+    if (table === routes.shopper) guardDoor(app, door);
     app.getHttpServer().maxConnections = env.MAX_CONNECTIONS;
     app.useGlobalGuards(guard);
     if (env.DOCS) serveDocument(app, document);
@@ -102,7 +113,8 @@ export async function startGateway(
             { provide: LineClient, useValue: line },
             { provide: OrdersClient, useValue: orders },
             { provide: EventStreams, useValue: streams },
-            { provide: Admissions, useValue: new Admissions(feed, limits, line) },
+            { provide: Admissions, useValue: new Admissions(feed, limits, line, door) },
+            { provide: Degradation, useValue: degradation },
             { provide: WebhookSecret, useValue: new WebhookSecret(env.PAYMENT_WEBHOOK_SECRET) },
           ],
         ),
@@ -114,8 +126,13 @@ export async function startGateway(
         port: env.OPERATOR_PORT,
         module: withProviders(
           OperatorModule,
-          [OperatorController],
-          [{ provide: SalesClient, useValue: sales }],
+          [OperatorController, OperatorDeadLettersController, OperatorDegradationController],
+          [
+            { provide: SalesClient, useValue: sales },
+            { provide: OperatorsClient, useValue: operators },
+            { provide: Degradation, useValue: degradation },
+            { provide: DegradationLog, useValue: new DegradationLog(log) },
+          ],
         ),
         configure: configure(routes.operator),
       },
@@ -127,13 +144,27 @@ export async function startGateway(
       stop: [{ name: 'event streams', run: () => streams.close() }],
       close: [
         { name: 'sales feed', run: () => feed.close() },
-        { name: 'services', run: () => [line, orders, sales].forEach((client) => client.close()) },
+        { name: 'degradation', run: () => degradation.close() },
+        { name: 'services', run: () => [line, orders, sales, operators].forEach((client) => client.close()) },
         { name: 'redis', run: () => redis.disconnect() },
       ],
     },
     ...(exit && { exit }),
   });
   return { ...service, routes };
+}
+
+/** Before identity, limits and body: what can only be refused should cost next to nothing. */
+function guardDoor(app: NestFastifyApplication, door: Door): void {
+  app
+    .getHttpAdapter()
+    .getInstance()
+    .addHook('onRequest', (request, _reply, done) => {
+      const isEntry = request.method === 'POST' && request.routeOptions.url === '/v1/sales/:saleId/entries';
+      if (isEntry && door.isShut())
+        done(new Refusal('unavailable', { retryAfterSeconds: door.retryAfterSeconds() }));
+      else done();
+    });
 }
 
 function withProviders(module: Type, controllers: Type[], providers: Provider[]): DynamicModule {

@@ -4,6 +4,7 @@ import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import { problemForStatus, problemOf } from '@flash-sale/contracts';
 import { requestIdFrom, type Log } from '@flash-sale/service';
 import type { FastifyReply, FastifyRequest } from 'fastify';
+import { CALLS } from './openapi-calls.js';
 import { ProblemFilter, Refusal, problemDocument, sendProblem, type FieldFault } from './problems.js';
 import { readJson } from './read-json.js';
 import type { RouteTable } from './route-table.js';
@@ -29,8 +30,13 @@ const SECRET_PARAMETERS = new Set([
   'purchasetoken',
   'ticket',
 ]);
-/** The parameters that any call takes. */
-const KNOWN_PARAMETERS = new Set(['cursor']);
+/** The parameters that each call takes, by `METHOD /pattern` as the router has it. */
+const KNOWN_PARAMETERS: ReadonlyMap<string, readonly string[]> = new Map(
+  CALLS.map(({ call, query = {} }) => {
+    const [method = '', path = ''] = call.split(' ');
+    return [`${method.toUpperCase()} ${path.replaceAll(/\{(\w+)\}/g, ':$1')}`, Object.keys(query)];
+  }),
+);
 
 /**
  * What holds for every request before a handler sees it and for every answer: how a body must look, which headers are set,
@@ -76,12 +82,14 @@ function isJson(type: string | undefined): boolean {
 
 function parameterFault(request: FastifyRequest): Refusal | null {
   const query = request.query as Record<string, string | string[]>;
+  const method = request.method === 'HEAD' ? 'GET' : request.method;
+  const known = KNOWN_PARAMETERS.get(`${method} ${request.routeOptions.url}`) ?? [];
   for (const [name, value] of Object.entries(query)) {
     if (Array.isArray(value)) return new Refusal('malformed', { detail: 'A parameter is given twice.' });
     if (SECRET_PARAMETERS.has(name.toLowerCase().replaceAll('-', ''))) {
       return new Refusal('malformed', { detail: 'Tokens belong into headers, never into an address.' });
     }
-    if (request.url.startsWith('/v1/') && !KNOWN_PARAMETERS.has(name)) {
+    if (request.url.startsWith('/v1/') && !known.includes(name)) {
       return new Refusal('invalid', { detail: 'There is a parameter that is not known.' });
     }
   }

@@ -7,7 +7,7 @@ export type Tag = 'Sales' | 'Entries' | 'Orders' | 'Payment provider' | 'Operato
 
 /** One call. */
 export interface Call {
-  readonly call: `${'get' | 'post' | 'delete'} ${string}`;
+  readonly call: `${'get' | 'post' | 'put' | 'delete'} ${string}`;
   readonly id: string;
   readonly tag: Tag;
   readonly summary: string;
@@ -20,6 +20,9 @@ export interface Call {
   /** Besides those that every call may end with. */
   readonly problems?: readonly ProblemCode[];
 }
+
+const EVENTS =
+  'Events; read with fetch. When it ends, connect again; after `event: poll` (and after a 503) ask for the state itself every `pollAfterMs`';
 
 /** The schemas by the names that the document gives them. */
 export const NAMED = {
@@ -44,6 +47,12 @@ export const NAMED = {
   OperatorSale: schemas.OperatorSale,
   OperatorSales: schemas.OperatorSales,
   Report: schemas.SaleReport,
+  DeadLetter: schemas.DeadLetterAnswer,
+  DeadLetters: schemas.DeadLettersAnswer,
+  DropReason: schemas.DropBody,
+  AuditLog: schemas.AuditLogAnswer,
+  DegradationChange: schemas.DegradationBody,
+  Degradation: schemas.DegradationAnswer,
   Problem: schemas.ProblemAnswer,
 } as const satisfies Record<string, z.ZodType>;
 
@@ -55,6 +64,8 @@ export const INCOMING = new Set<string>([
   'NewPayment',
   'PaymentEvent',
   'NewSale',
+  'DropReason',
+  'DegradationChange',
 ]);
 
 /** Headers that calls take, as parameters. */
@@ -175,9 +186,10 @@ export const CALLS: readonly Call[] = [
     call: 'get /v1/entries/{entryId}/events',
     id: 'watchEntry',
     tag: 'Entries',
-    summary: 'My entry as server-sent events: `event: entry`, `data:` an Entry; ends with its last state',
+    summary:
+      'My entry as server-sent events: `event: entry`, `data:` an Entry; ends with its last state, or with `event: poll` where it is better asked for',
     headers: ['X-Entry-Ticket'],
-    answers: { 200: ['Events; read with fetch, and connect again when it ends', 'EventStream'] },
+    answers: { 200: [EVENTS, 'EventStream'] },
     problems: ['not_found'],
   },
   {
@@ -217,8 +229,9 @@ export const CALLS: readonly Call[] = [
     call: 'get /v1/orders/{orderId}/events',
     id: 'watchOrder',
     tag: 'Orders',
-    summary: 'My order as server-sent events: `event: order`, `data:` an Order; ends with its last state',
-    answers: { 200: ['Events; read with fetch, and connect again when it ends', 'EventStream'] },
+    summary:
+      'My order as server-sent events: `event: order`, `data:` an Order; ends with its last state, or with `event: poll` where it is better asked for',
+    answers: { 200: [EVENTS, 'EventStream'] },
     problems: ['not_found'],
   },
   {
@@ -298,6 +311,61 @@ export const CALLS: readonly Call[] = [
     summary: 'The reconciliation of Redis, Kafka and MySQL',
     answers: { 200: ['The report', 'Report'] },
     problems: ['not_found'],
+  },
+  {
+    call: 'get /v1/operator/dead-letters',
+    id: 'listDeadLetters',
+    tag: 'Operators',
+    summary: 'Records of the topic of orders that could not be decided, newest first',
+    query: {
+      state: 'One of `pending`, `replayed`, `dropped`; without it all of them',
+      cursor: "From the previous page's `nextCursor`",
+    },
+    answers: { 200: ['A page of dead letters', 'DeadLetters'] },
+  },
+  {
+    call: 'post /v1/operator/dead-letters/{deadLetterId}/replay',
+    id: 'replayDeadLetter',
+    tag: 'Operators',
+    summary: 'Produces the record once more under its key, so that the order-writer decides it',
+    answers: { 200: ['The dead letter as it is now; repeating the call is harmless', 'DeadLetter'] },
+    problems: ['not_found', 'dead_letter_closed', 'not_replayable'],
+  },
+  {
+    call: 'delete /v1/operator/dead-letters/{deadLetterId}',
+    id: 'dropDeadLetter',
+    tag: 'Operators',
+    summary: 'Gives the record up: its order, if it has no row yet, ends as rejected (`poison`)',
+    body: 'DropReason',
+    answers: { 200: ['The dropped letter; repeating the call is harmless', 'DeadLetter'] },
+    problems: ['not_found', 'dead_letter_closed', 'in_progress'],
+  },
+  {
+    call: 'get /v1/operator/audit-log',
+    id: 'readAuditLog',
+    tag: 'Operators',
+    summary: 'What operators did, newest first',
+    query: {
+      saleId: 'Only what was done to this sale',
+      cursor: "From the previous page's `nextCursor`",
+    },
+    answers: { 200: ['A page of the log', 'AuditLog'] },
+  },
+  {
+    call: 'get /v1/operator/degradation',
+    id: 'readDegradation',
+    tag: 'Operators',
+    summary:
+      'What gateways do without: event streams (clients poll), fresh product details (a copy of some seconds)',
+    answers: { 200: ['The modes, and what holds on the gateway that answers', 'Degradation'] },
+  },
+  {
+    call: 'put /v1/operator/degradation',
+    id: 'changeDegradation',
+    tag: 'Operators',
+    summary: 'Switches by hand, on all gateways within a second, or back to automatic',
+    body: 'DegradationChange',
+    answers: { 200: ['The modes as they are now; repeating the call is harmless', 'Degradation'] },
   },
 ];
 

@@ -1,11 +1,11 @@
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import { Body, Controller, Delete, Get, HttpCode, Inject, Post, Query, Req, Res } from '@nestjs/common';
-import { OrdersClient, type item, type order } from '@flash-sale/contracts';
+import { BACKGROUND_SHARE, OrdersClient, type item, type order } from '@flash-sale/contracts';
 import { AttemptId, ORDER_STATES, SaleId, SkuId, type IdempotencyKey } from '@flash-sale/domain';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
 import { AccessFor, IdInPath, Origin, RetryKey, WhoCalls } from './caller.guard.js';
-import { headersOf, unlessRefused } from './entries.controller.js';
+import { headersOf, noStream, unlessRefused } from './entries.controller.js';
 import { EventStreams, type Look } from './event-streams.js';
 import type { Caller } from './identity.js';
 import { Refusal, answerOf, refuseProblem } from './problems.js';
@@ -83,7 +83,7 @@ export class OrdersController {
     @Origin() context: item.ItemContext,
     @Res() reply: FastifyReply,
   ): Promise<void> {
-    if (!this.streams.hasRoom(caller.shopperId)) throw new Refusal('unavailable', { retryAfterSeconds: 5 });
+    if (!this.streams.hasRoom(caller.shopperId)) throw noStream();
     const first = orderIn(await this.find(id, caller, context));
     reply.hijack();
     this.streams.start(reply.raw, headersOf(reply), {
@@ -92,7 +92,7 @@ export class OrdersController {
       first: answerFor(first),
       endsAtMs: caller.expiresAtMs,
       look: async (): Promise<Look> => {
-        const found = await this.find(id, caller, context).catch(unlessRefused);
+        const found = await this.find(id, caller, context, BACKGROUND_SHARE).catch(unlessRefused);
         if (!found?.order) return { outcome: found?.problem === 'not_found' ? 'gone' : 'unknown' };
         return {
           outcome: 'state',
@@ -155,8 +155,13 @@ export class OrdersController {
     refuseProblem(settled.problem);
   }
 
-  private find(id: string, { shopperId }: Caller, context: item.ItemContext): Promise<order.OrderReply> {
-    return answerOf(this.orders.find({ orderId: orderIdIn(id), shopperId, context }));
+  private find(
+    id: string,
+    { shopperId }: Caller,
+    context: item.ItemContext,
+    share = 1,
+  ): Promise<order.OrderReply> {
+    return answerOf(this.orders.find({ orderId: orderIdIn(id), shopperId, context }, undefined, share));
   }
 }
 

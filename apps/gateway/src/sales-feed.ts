@@ -44,6 +44,8 @@ export class SalesFeed {
   private clockOffsetMs = 0;
   private lastReadMs = Number.NEGATIVE_INFINITY;
   private failing = false;
+  /** Redis has lost the sales and not got all of them back yet. */
+  private incomplete = false;
   private loop: Promise<void> | undefined;
 
   constructor(private readonly options: SalesFeedOptions) {}
@@ -80,7 +82,7 @@ export class SalesFeed {
 
   /** Whether what is known is recent enough to refuse somebody with. */
   isFresh(): boolean {
-    return performance.now() - this.lastReadMs < FRESH_FOR_MS;
+    return !this.incomplete && performance.now() - this.lastReadMs < FRESH_FOR_MS;
   }
 
   /** All sales, the next to open first. */
@@ -95,7 +97,7 @@ export class SalesFeed {
   }
 
   phaseOf(snapshot: SaleSnapshot): Phase {
-    return phaseAt(snapshot, snapshot.soldOut, this.now());
+    return phaseAt(snapshot, snapshot.soldOut && !this.incomplete, this.now());
   }
 
   /** Whether a shopper may hold units or an order of a sale. No means no; yes means that somebody has to be asked. */
@@ -128,10 +130,13 @@ export class SalesFeed {
       const sentMs = Date.now();
       const serverMs = await redisTimeMs(this.options.redis);
       this.clockOffsetMs = serverMs - (sentMs + Date.now()) / 2;
-      const snapshots = await this.options.redis.hgetall(SALE_FEED.snapshots);
+      const { [SALE_FEED.complete]: complete, ...snapshots } = await this.options.redis.hgetall(
+        SALE_FEED.snapshots,
+      );
+      this.noteWhether(complete === undefined);
       for (const text of Object.values(snapshots)) this.apply(text);
       for (const [saleId, known] of this.sales) {
-        if (!(saleId in snapshots) && known.knownSinceMs < startedMs) this.forget(saleId);
+        if (!this.incomplete && !(saleId in snapshots) && known.knownSinceMs < startedMs) this.forget(saleId);
       }
       this.lastReadMs = startedMs;
       if (this.failing) this.options.log.info({}, 'the sales are being read again');
@@ -141,6 +146,17 @@ export class SalesFeed {
         this.options.log.warn({ err: error }, 'the sales cannot be read; the last known are shown');
       this.failing = true;
     }
+  }
+
+  /** Nobody is refused from memory while the sales are incomplete: Redis has lost them, and with them what they say. */
+  private noteWhether(incomplete: boolean): void {
+    if (incomplete && !this.incomplete) {
+      this.options.log.warn(
+        {},
+        'Redis has lost the sales; until inventory has told all of them, it is asked itself',
+      );
+    }
+    this.incomplete = incomplete;
   }
 
   private apply(text: string): void {

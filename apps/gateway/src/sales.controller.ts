@@ -1,8 +1,10 @@
-import { Body, Controller, Get, Header, HttpCode, Inject, Post } from '@nestjs/common';
+import { Body, Controller, Get, HttpCode, Inject, Post, Res } from '@nestjs/common';
 import { LineClient, type SaleSnapshot } from '@flash-sale/contracts';
 import { SaleId } from '@flash-sale/domain';
 import { AccessFor, IdInPath, WhoCalls } from './caller.guard.js';
 import { AccessTokens, type Caller } from './identity.js';
+import type { FastifyReply } from 'fastify';
+import { Degradation } from './degradation.js';
 import { Refusal, answerOf } from './problems.js';
 import { SalesFeed } from './sales-feed.js';
 import { SessionBody, instantOf, type SaleAnswer } from './schemas.js';
@@ -18,15 +20,42 @@ export class DevLogin {
 }
 
 const CACHE_ONE_SECOND = 'public, max-age=1';
+/** How old a copy may be that is served while product details are degraded, by us and by caches between. */
+const COPY_FOR_MS = 5_000;
+const CACHE_LONGER = 'public, max-age=5, stale-while-revalidate=30';
+
+/** Answers as they were made some seconds ago, by address; thrown away together, so there are never more than sales. */
+class Copies {
+  private madeMs = Number.NEGATIVE_INFINITY;
+  private readonly answers = new Map<string, { readonly body: Buffer; readonly madeMs: number }>();
+
+  serve(address: string, make: () => object, reply: FastifyReply): void {
+    const nowMs = performance.now();
+    if (nowMs - this.madeMs > COPY_FOR_MS) {
+      this.answers.clear();
+      this.madeMs = nowMs;
+    }
+    const copy = this.answers.get(address) ?? { body: Buffer.from(JSON.stringify(make())), madeMs: nowMs };
+    this.answers.set(address, copy);
+    void reply
+      .header('content-type', 'application/json; charset=utf-8')
+      .header('cache-control', CACHE_LONGER)
+      .header('age', String(Math.floor((nowMs - copy.madeMs) / 1_000)))
+      .send(copy.body);
+  }
+}
 
 /** What needs no entry: the time, the sales, a session for demonstrations, a challenge. */
 @Controller('v1')
 export class SalesController {
+  private readonly copies = new Copies();
+
   constructor(
     @Inject(SalesFeed) private readonly feed: SalesFeed,
     @Inject(AccessTokens) private readonly tokens: AccessTokens,
     @Inject(DevLogin) private readonly devLogin: DevLogin,
     @Inject(LineClient) private readonly line: LineClient,
+    @Inject(Degradation) private readonly degradation: Degradation,
   ) {}
 
   @Get('time')
@@ -45,23 +74,23 @@ export class SalesController {
 
   @Get('sales')
   @AccessFor('anybody')
-  @Header('cache-control', CACHE_ONE_SECOND)
-  list() {
-    const nowMs = this.feed.now();
-    return {
-      serverTime: instantOf(nowMs),
-      sales: this.feed.list().map((sale) => this.answerOf(sale, nowMs)),
-    };
+  list(@Res() reply: FastifyReply): void {
+    this.send('sales', reply, () => {
+      const nowMs = this.feed.now();
+      return {
+        serverTime: instantOf(nowMs),
+        sales: this.feed.list().map((sale) => this.answerOf(sale, nowMs)),
+      };
+    });
   }
 
   @Get('sales/:saleId')
   @AccessFor('anybody')
-  @Header('cache-control', CACHE_ONE_SECOND)
-  read(@IdInPath('saleId') id: string): SaleAnswer {
+  read(@IdInPath('saleId') id: string, @Res() reply: FastifyReply): void {
     const saleId = SaleId.safeParse(id);
     const known = saleId.success ? this.feed.find(saleId.data) : undefined;
-    if (known) return this.answerOf(known.snapshot, this.feed.now());
-    throw new Refusal(this.feed.isFresh() ? 'not_found' : 'unavailable');
+    if (!known) throw new Refusal(this.feed.isFresh() ? 'not_found' : 'unavailable');
+    this.send(`sale ${id}`, reply, () => this.answerOf(known.snapshot, this.feed.now()));
   }
 
   @Post('sales/:saleId/challenge')
@@ -73,6 +102,11 @@ export class SalesController {
       this.line.createChallenge({ saleId: saleId.data, shopperId: caller.shopperId }),
     );
     return JSON.parse(reply.challengeJson);
+  }
+
+  private send(address: string, reply: FastifyReply, make: () => object): void {
+    if (this.degradation.isDegraded('productDetails')) this.copies.serve(address, make, reply);
+    else void reply.header('cache-control', CACHE_ONE_SECOND).send(make());
   }
 
   private answerOf(sale: SaleSnapshot, nowMs: number): SaleAnswer {

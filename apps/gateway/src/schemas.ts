@@ -10,6 +10,7 @@ import {
   StoredPhase,
 } from '@flash-sale/domain';
 import { z } from 'zod';
+import { DegradationMode, DegradationModes } from './degradation.js';
 
 /**
  * What goes in and out over HTTP, one schema per body. Bodies that come in are strict objects: an unknown field is refused.
@@ -82,6 +83,12 @@ export const NewSaleBody = NewSale.meta({
 
 /** Operations that say everything by their address. */
 export const EmptyBody = z.strictObject({}).optional();
+
+export const DropBody = z
+  .strictObject({
+    reason: z.string().max(500).regex(/\S/, 'must say why').meta({ description: "For the operators' log" }),
+  })
+  .meta({ examples: [{ reason: 'Made by a test of the provider; the shopper was told' }] });
 
 // ── Out ───────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -233,6 +240,126 @@ export const OperatorSale = z.object({
 export type OperatorSale = z.infer<typeof OperatorSale>;
 export const OperatorSales = z.object({ sales: z.array(OperatorSale) });
 export { SaleReport };
+
+export const DeadLetterState = z.enum(['pending', 'replaying', 'replayed', 'dropped']);
+export const DeadLetterAnswer = z
+  .object({
+    deadLetterId: id,
+    topic: z.string(),
+    partition: z.int(),
+    offset: z.int(),
+    orderId: id.nullable().meta({ description: "Null where the record's key is no order's id" }),
+    orderState: z
+      .enum(ORDER_STATES)
+      .nullable()
+      .meta({ description: "Of the order's row; null where there is none" }),
+    cause: z.string().meta({ description: 'Why it could not be decided' }),
+    schemaVersion: z.string().nullable().meta({ description: 'What the record claims' }),
+    state: DeadLetterState.meta({
+      description:
+        '`pending`: replay or drop it. `replaying`: its replay is under way. `replayed`: the replay was read; where it could ' +
+        'not be decided either, it is a dead letter of its own. `dropped`: given up.',
+    }),
+    replayable: z.boolean(),
+    at: instant,
+    replayedAt: instant.nullable(),
+    closedAt: instant.nullable(),
+  })
+  .meta({
+    examples: [
+      {
+        deadLetterId: 'c63ed48c7a2d99e67cf2233d',
+        topic: 'orders.v1',
+        partition: 3,
+        offset: 1204,
+        orderId: 'phone-2026-3q2-7wEjRWeJq83vASNFZw',
+        orderState: null,
+        cause: 'unknown_version',
+        schemaVersion: '2',
+        state: 'pending',
+        replayable: true,
+        at: '2026-11-11T12:00:02.000Z',
+        replayedAt: null,
+        closedAt: null,
+      },
+    ],
+  });
+export type DeadLetterAnswer = z.infer<typeof DeadLetterAnswer>;
+export const DeadLettersAnswer = z.object({
+  deadLetters: z.array(DeadLetterAnswer),
+  nextCursor: z.string().nullable(),
+});
+export type DeadLettersAnswer = z.infer<typeof DeadLettersAnswer>;
+
+export const AuditLogAnswer = z
+  .object({
+    entries: z.array(
+      z.object({
+        entryId: id,
+        at: instant,
+        operator: z.string(),
+        operation: z.string(),
+        saleId: z.string().nullable(),
+        before: z.string().nullable().meta({ description: 'The phase or state that it changed' }),
+        after: z.string().nullable(),
+        detail: z.string(),
+      }),
+    ),
+    nextCursor: z.string().nullable(),
+  })
+  .meta({
+    examples: [
+      {
+        entries: [
+          {
+            entryId: '7f1c6f0e-2c2b-4a55-9e0e-0f4f3d6f5b1a',
+            at: '2026-11-11T11:58:00.000Z',
+            operator: 'olga',
+            operation: 'pause',
+            saleId: 'phone-2026',
+            before: 'warmed',
+            after: 'paused',
+            detail: '',
+          },
+        ],
+        nextCursor: null,
+      },
+    ],
+  });
+export type AuditLogAnswer = z.infer<typeof AuditLogAnswer>;
+
+/** What operators change; at least one of the two. */
+export const DegradationBody = DegradationModes.partial()
+  .refine(
+    (changes) => Object.keys(changes).length > 0,
+    'name at least one of eventStreams and productDetails',
+  )
+  .meta({ examples: [{ eventStreams: 'degraded' }] });
+const degradationState = z.object({
+  mode: DegradationMode,
+  degraded: z
+    .boolean()
+    .meta({ description: 'Whether the gateway that answers does without it at the moment' }),
+});
+export const DegradationAnswer = z
+  .object({
+    eventStreams: degradationState,
+    productDetails: degradationState,
+    recorded: z
+      .boolean()
+      .optional()
+      .meta({ description: 'After a change: false where the operator log could not be reached' }),
+  })
+  .meta({
+    examples: [
+      {
+        eventStreams: { mode: 'degraded', degraded: true },
+        productDetails: { mode: 'automatic', degraded: false },
+        recorded: true,
+      },
+    ],
+  });
+export type DegradationAnswer = z.infer<typeof DegradationAnswer>;
 
 export const ProblemAnswer = z.object({
   type: z.string(),

@@ -24,6 +24,7 @@ import {
   SupervisedProducer,
   hasPassed,
   type ConsumedMessage,
+  type ConsumerOptions,
 } from '@flash-sale/kafka';
 import { createLog } from '@flash-sale/service';
 import { EffectAnnouncer } from './announce-effects.js';
@@ -101,7 +102,11 @@ function messageOf(shopper: string) {
   return { key: attemptId, value, headers: { 'request-id': `request-${shopper}` } };
 }
 
-function startConsumer(groupId: string, apply: (effects: inventory.ApplyEffectsRequest) => Promise<void>) {
+function startConsumer(
+  groupId: string,
+  apply: (effects: inventory.ApplyEffectsRequest) => Promise<void>,
+  options: Partial<ConsumerOptions> = {},
+) {
   const announcer = new EffectAnnouncer(
     {
       applyEffects: async (request) => {
@@ -124,6 +129,7 @@ function startConsumer(groupId: string, apply: (effects: inventory.ApplyEffectsR
     groupId,
     handle: (chunk) => writer.handle(chunk),
     concurrency: 3,
+    ...options,
   });
   consumer.start();
   return { consumer, announcer };
@@ -207,6 +213,45 @@ describe('the order-writer', () => {
       'SELECT COUNT(*) AS n FROM effect WHERE applied_at IS NULL',
     );
     expect(Number(waiting?.n)).toBe(before + 8);
+  }, 90_000);
+
+  it('rests while the database is read-only, longer than a session, and stays in its group', async () => {
+    const groupId = `ord_w1_${id}`;
+    const before = await orderCount();
+    const sessionTimeoutMs = 6_000;
+    let joined = 0;
+    const noting = createLog('order-writer-test', 'silent');
+    noting.info = (_: unknown, message?: string) => {
+      if (message === 'joined the consumer group') joined += 1;
+    };
+    // The server's own answer while it is read-only, by errno; the shared server cannot be made so.
+    await database.change(
+      `CREATE TRIGGER refuse BEFORE INSERT ON orders FOR EACH ROW
+        SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = 1290, MESSAGE_TEXT = 'running with the --read-only option'`,
+    );
+    await producer.send(topic, [
+      ...Array.from({ length: 30 }, (_, n) => messageOf(`late${n}`)),
+      { key: 'late poison', value: 'not json' },
+    ]);
+    const { consumer } = startConsumer(groupId, async () => undefined, { log: noting, sessionTimeoutMs });
+    await waitFor('all partitions to rest', () => consumer.figures().restingPartitions === 3);
+    const joins = joined;
+    const untilMs = performance.now() + 1.5 * sessionTimeoutMs;
+    await waitFor('more than a session to pass', () => performance.now() > untilMs);
+    expect([joined, consumer.isHealthy(), await hasReadAll(groupId), await orderCount()]).toEqual([
+      joins,
+      true,
+      false,
+      before,
+    ]);
+    expect(consumer.figures().lagRecords).toBe(31);
+    await database.change('DROP TRIGGER refuse');
+    await waitFor('all to be written', () => hasReadAll(groupId));
+    await consumer.stop();
+    expect([await orderCount(), joined]).toEqual([before + 30, joins]);
+    // Of the records put aside one is new; the outage made none.
+    const letters = await database.query<{ n: string }>('SELECT COUNT(*) AS n FROM dead_letter');
+    expect(Number(letters[0]?.n)).toBe(3);
   }, 90_000);
 
   async function readAll(from: string, count: number): Promise<ConsumedMessage[]> {

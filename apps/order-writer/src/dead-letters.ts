@@ -1,5 +1,16 @@
-import { DEAD_LETTER_HEADERS, decodeOrderEvent, type Delivery } from '@flash-sale/contracts';
-import { verifyPurchaseToken, type PurchaseTokenClaims, type SigningKeys } from '@flash-sale/domain';
+import {
+  DEAD_LETTER_HEADERS,
+  MAX_ORDER_EVENT_BYTES,
+  ORDER_HEADERS,
+  decodeOrderEvent,
+  type Delivery,
+} from '@flash-sale/contracts';
+import {
+  AttemptId,
+  verifyPurchaseToken,
+  type PurchaseTokenClaims,
+  type SigningKeys,
+} from '@flash-sale/domain';
 import type { ConsumedMessage, SupervisedProducer } from '@flash-sale/kafka';
 
 /** A record as it lies in the topic of orders. */
@@ -38,8 +49,6 @@ export interface DeadRecord {
   readonly schema: string;
 }
 
-/** The largest record that an honest order can make has some 5 kB; what is larger is not even parsed. */
-const MAX_VALUE_BYTES = 16 * 1024;
 const REQUEST_ID = /^[A-Za-z0-9_-]{1,64}$/;
 
 /**
@@ -47,7 +56,7 @@ const REQUEST_ID = /^[A-Za-z0-9_-]{1,64}$/;
  * else is a dead letter with a named cause. The token's expiry is not looked at: Kafka's order is a promise.
  */
 export function readRecord(source: SourceRecord, keys: SigningKeys): QueuedRecord | DeadRecord {
-  if (source.value && source.value.length > MAX_VALUE_BYTES) {
+  if (source.value && source.value.length > MAX_ORDER_EVENT_BYTES) {
     return { source, cause: 'too_large', schema: '' };
   }
   const decoded = decodeOrderEvent(source.value);
@@ -71,6 +80,45 @@ export function readRecord(source: SourceRecord, keys: SigningKeys): QueuedRecor
 
 export function isDead(record: QueuedRecord | DeadRecord): record is DeadRecord {
   return 'cause' in record;
+}
+
+/** The headers that an order is produced with; others are nothing to a replay. */
+const REPLAYED_HEADERS: readonly string[] = Object.values(ORDER_HEADERS);
+const MAX_HEADER_LENGTH = 200;
+
+/**
+ * What producing the record once more takes; null where no replay could ever be decided: without the key of an attempt,
+ * without a value, or with one that is too large to be read.
+ */
+export function replayOf({ key, value, headers }: SourceRecord): {
+  readonly value: Buffer;
+  readonly headers: Readonly<Record<string, string>>;
+} | null {
+  if (!value?.length || value.length > MAX_ORDER_EVENT_BYTES || !AttemptId.safeParse(key).success)
+    return null;
+  const kept = Object.entries(headers).filter(
+    ([name, text]) => REPLAYED_HEADERS.includes(name) && text.length <= MAX_HEADER_LENGTH,
+  );
+  return { value, headers: Object.fromEntries(kept) };
+}
+
+const TOPIC = /^[A-Za-z0-9._-]{1,100}$/;
+const PARTITION = /^\d{1,9}$/;
+const OFFSET = /^\d{1,18}$/;
+
+/** The dead letter that this record replays, by the attempt and the place of its first record; null for any other record. */
+export function replayedLetter({ key, headers }: SourceRecord): {
+  readonly orderId: AttemptId;
+  readonly topic: string;
+  readonly partition: number;
+  readonly offset: string;
+} | null {
+  const { data: orderId } = AttemptId.safeParse(key);
+  const topic = headers[DEAD_LETTER_HEADERS.topic] ?? '';
+  const partition = headers[DEAD_LETTER_HEADERS.partition] ?? '';
+  const offset = headers[DEAD_LETTER_HEADERS.offset] ?? '';
+  if (!orderId || !TOPIC.test(topic) || !PARTITION.test(partition) || !OFFSET.test(offset)) return null;
+  return { orderId, topic, partition: Number(partition), offset };
 }
 
 /** The topic that keeps what could not be decided, with its cause and origin. */

@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import {
-  addressVariable,
+  serviceAddressVariable,
   chassisVariables,
   intVariable,
   kafkaVariables,
@@ -18,7 +18,7 @@ export const writerVariables = {
   ...kafkaVariables,
   ...mysqlVariables,
   ...purchaseTokenVariables,
-  INVENTORY_URL: addressVariable.meta({ example: 'inventory:9000' }),
+  INVENTORY_URL: serviceAddressVariable.meta({ example: 'inventory:9000' }),
   ORDERS_TOPIC: topic.default('orders.v1'),
   ORDERS_DLQ_TOPIC: topic.default('orders.dlq'),
   /** Used only where the topics are not there yet. */

@@ -14,9 +14,10 @@ await runMain('order-writer', env.LOG_LEVEL, async (log) => {
   await migrate(env.MYSQL_URL);
   const admin = new KafkaAdmin(kafka);
   const partitions = env.ORDERS_PARTITIONS;
-  await admin.ensureTopic({ topic: env.ORDERS_TOPIC, partitions, config: ORDERS_TOPIC_CONFIG });
-  await admin.ensureTopic({ topic: env.ORDERS_DLQ_TOPIC, partitions: 1, config: DEAD_LETTER_TOPIC_CONFIG });
-  await admin.close();
+  const topicsAreThere = admin.startEnsuring([
+    { topic: env.ORDERS_TOPIC, partitions, config: ORDERS_TOPIC_CONFIG },
+    { topic: env.ORDERS_DLQ_TOPIC, partitions: 1, config: DEAD_LETTER_TOPIC_CONFIG },
+  ]);
 
   const database = new Database({
     url: env.MYSQL_URL,
@@ -25,7 +26,7 @@ await runMain('order-writer', env.LOG_LEVEL, async (log) => {
   });
   // A dead letter may be as large as a request may be, so each has one of its own.
   const producer = new SupervisedProducer({ ...kafka, maxBatch: 1, maxInFlight: 4 });
-  await producer.connect();
+  producer.start();
   const stock = new StockClient(env.INVENTORY_URL);
   const announcer = new EffectAnnouncer(stock, log);
   const writer = new OrderWriter({
@@ -52,7 +53,7 @@ await runMain('order-writer', env.LOG_LEVEL, async (log) => {
     ops: { port: env.OPS_PORT },
     health: {
       live: { consumer: () => consumer.isHealthy() },
-      ready: { consumer: () => consumer.isHealthy() },
+      ready: { topics: topicsAreThere, consumer: () => consumer.isHealthy() },
     },
     drain: {
       waitMs: 0,
@@ -64,6 +65,7 @@ await runMain('order-writer', env.LOG_LEVEL, async (log) => {
       close: [
         { name: 'inventory', run: () => stock.close() },
         { name: 'database', run: () => database.close() },
+        { name: 'kafka admin', run: () => admin.close() },
       ],
     },
   });

@@ -8,7 +8,9 @@ import {
   type SaleId,
   type ShopperId,
 } from '@flash-sale/domain';
+import { closeReplayed, insertDeadLetters } from './dead-letter-rows.js';
 import type { DeadRecord, QueuedRecord } from './dead-letters.js';
+import { insertRows } from './insert-rows.js';
 
 /** What an order takes from its sale. Fixed while the sale runs. */
 export interface SaleTerms {
@@ -78,7 +80,8 @@ export async function findTerms(
 
 /**
  * The one transaction that decides queued orders: MySQL's word on who got a unit. Locks are taken in the order that every
- * transaction of the suite keeps: order rows, quota rows, stock rows, each sorted by key; then events, ledger, effects.
+ * transaction of the suite keeps: order rows, quota rows, stock rows, each sorted by key; then events, ledger, effects, and
+ * dead letters last.
  * Everything is written or nothing; what was written by an earlier try is recognised by its primary key and left alone.
  *
  * @param decide the rule; it gets the locked balances
@@ -90,23 +93,36 @@ export function writeChunk(
   decide: typeof decideOrders = decideOrders,
 ): Promise<WrittenChunk> {
   return database.transaction(async (statements) => {
-    await insertDeadLetters(statements, chunk.dead);
-    const mine = await claimRows(statements, chunk);
-    const duplicates = chunk.orders.length - mine.length;
-    if (mine.length === 0) return { decisions: new Map(), effects: [], duplicates };
-    const used = await lockQuotas(statements, mine);
-    const balances = await lockStock(statements, mine, chunk.terms);
-    const { decisions, soldBySale, usedByShopper } = decide(
-      mine.map((record) => record.claims),
-      balances,
-      used,
+    const written = await decideMine(statements, chunk, decide);
+    await closeReplayed(
+      statements,
+      [...chunk.orders, ...chunk.dead].map(({ source }) => source),
     );
-    await correctRejected(statements, decisions);
-    await takeUnits(statements, soldBySale);
-    await takeQuotas(statements, mine, usedByShopper);
-    const effects = await recordDecisions(statements, mine, decisions);
-    return { decisions, effects, duplicates };
+    await insertDeadLetters(statements, chunk.dead);
+    return written;
   });
+}
+
+async function decideMine(
+  statements: Statements,
+  chunk: ChunkToWrite,
+  decide: typeof decideOrders,
+): Promise<WrittenChunk> {
+  const mine = await claimRows(statements, chunk);
+  const duplicates = chunk.orders.length - mine.length;
+  if (mine.length === 0) return { decisions: new Map(), effects: [], duplicates };
+  const used = await lockQuotas(statements, mine);
+  const balances = await lockStock(statements, mine, chunk.terms);
+  const { decisions, soldBySale, usedByShopper } = decide(
+    mine.map((record) => record.claims),
+    balances,
+    used,
+  );
+  await correctRejected(statements, decisions);
+  await takeUnits(statements, soldBySale);
+  await takeQuotas(statements, mine, usedByShopper);
+  const effects = await recordDecisions(statements, mine, decisions);
+  return { decisions, effects, duplicates };
 }
 
 /**
@@ -304,43 +320,6 @@ async function recordDecisions(
     rows: effects,
   });
   return told;
-}
-
-/**
- * Notes dead letters beside the orders, so that the offset passes no record without a trace, and the sweeper knows that the
- * attempt is pending until an operator drops or replays it.
- */
-async function insertDeadLetters(statements: Statements, records: readonly DeadRecord[]): Promise<void> {
-  await insertRows(statements, {
-    into: 'dead_letter (topic, partition_number, record_offset, order_id, cause, schema_version, state, at)',
-    template: "(?, ?, ?, ?, ?, ?, 'pending', NOW(3))",
-    rows: records.map(({ source, cause, schema }) => [
-      source.topic,
-      source.partition,
-      source.offset,
-      AttemptId.safeParse(source.key).data ?? null,
-      cause,
-      schema,
-    ]),
-    onDuplicate: 'topic = topic',
-  });
-}
-
-interface Insert {
-  /** The table and its columns. */
-  readonly into: string;
-  /** One row's VALUES, with a `?` for each bound value and the database's clock where a time is wanted. */
-  readonly template: string;
-  readonly rows: readonly (readonly SqlValue[])[];
-  readonly onDuplicate?: string;
-}
-
-/** A chunk has at most 500 records, so that one statement for all its rows stays below any packet limit. */
-async function insertRows(statements: Statements, insert: Insert): Promise<void> {
-  if (insert.rows.length === 0) return;
-  const values = insert.rows.map(() => insert.template).join(', ');
-  const tail = insert.onDuplicate ? ` ON DUPLICATE KEY UPDATE ${insert.onDuplicate}` : '';
-  await statements.change(`INSERT INTO ${insert.into} VALUES ${values}${tail}`, insert.rows.flat());
 }
 
 function expectRows(changed: number, expected: number, what: string): void {

@@ -5,6 +5,7 @@ import { DatabaseError, type Database } from '@flash-sale/database';
 import { decideOrders, type SigningKeys } from '@flash-sale/domain';
 import type { Chunk } from '@flash-sale/kafka';
 import { contextFrom, meter, runInSpan, type Log } from '@flash-sale/service';
+import { findBuried, placeOf } from './dead-letter-rows.js';
 import {
   isDead,
   readRecord,
@@ -42,6 +43,8 @@ const MIN_RECORDS = 16;
 const SLOW_MS = 1_000;
 const TRIES = 5;
 const FIRST_RETRY_MS = 20;
+/** Dead letters that wait for the database; beyond these they are sent to Kafka more than once. */
+const MAX_REMEMBERED = 10_000;
 
 /** What the database answers when a value is at fault, and not the database: null, range, date, text, length, JSON. */
 const BAD_VALUE_ERRNOS = new Set([1048, 1264, 1292, 1366, 1406, 1690, 3140, 3988]);
@@ -58,6 +61,8 @@ export class OrderWriter {
   private readonly waiting: { readonly record: SourceRecord; readonly owner: Owner }[] = [];
   private writing = false;
   private maxRecords = MAX_RECORDS;
+  /** Places of dead letters that Kafka has and the database has not: while that is away, Kafka need not get them again. */
+  private readonly sent = new Set<string>();
   private readonly decide: typeof decideOrders;
   private readonly newBatchId: () => string;
   private readonly metrics = writerMetrics();
@@ -162,7 +167,9 @@ export class OrderWriter {
       } catch (error) {
         if (tried >= tries || isSystemic(error)) {
           if (isWorthRepeating(error) || isSystemic(error)) throw error;
-          await this.halve(part, error, span);
+          const fresh = tries > 1 ? await this.withoutBuried(part) : part;
+          if (fresh.orders.length < part.orders.length) await this.writePart(fresh, span, tries);
+          else await this.halve(part, error, span);
           return;
         }
         this.options.log.warn(
@@ -172,6 +179,18 @@ export class OrderWriter {
         await delay(FIRST_RETRY_MS * 2 ** (tried - 1) * (0.5 + Math.random()));
       }
     }
+  }
+
+  /**
+   * What an earlier delivery has found to be poison is not looked for again: else a chunk with much of it, cut off each time
+   * before its end, would never come to it.
+   */
+  private async withoutBuried(part: Part): Promise<Part> {
+    const buried = await findBuried(
+      this.options.database,
+      part.orders.map(({ source }) => source),
+    );
+    return { ...part, orders: part.orders.filter(({ source }) => !buried.has(placeOf(source))) };
   }
 
   /** One after the other, so that the order of offsets is kept; each half has had its tries as part of the whole. */
@@ -195,8 +214,10 @@ export class OrderWriter {
   }
 
   private async bury(dead: readonly DeadRecord[]): Promise<void> {
-    await this.options.deadLetters.send(dead);
-    for (const { source, cause } of dead) {
+    const unsent = dead.filter(({ source }) => !this.sent.has(placeOf(source)));
+    await this.options.deadLetters.send(unsent);
+    for (const { source, cause } of unsent) {
+      if (this.sent.size < MAX_REMEMBERED) this.sent.add(placeOf(source));
       this.metrics.deadLetters.add(1, { cause });
       this.options.log.error(
         { topic: source.topic, partition: source.partition, offset: String(source.offset), cause },
@@ -206,6 +227,7 @@ export class OrderWriter {
   }
 
   private finish(part: Part, written: WrittenChunk, startedAt: number, span: Span): void {
+    for (const { source } of part.dead) this.sent.delete(placeOf(source));
     if (written.duplicates > 0) this.metrics.duplicates.add(written.duplicates);
     const tracer = trace.getTracer('flash-sale');
     for (const { claims, traceparent, requestId } of part.orders) {

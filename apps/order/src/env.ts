@@ -1,6 +1,6 @@
 import { z } from 'zod';
 import {
-  addressVariable,
+  serviceAddressVariable,
   chassisVariables,
   grpcVariables,
   intVariable,
@@ -21,7 +21,7 @@ export const orderVariables = {
   ...kafkaVariables,
   ...mysqlVariables,
   ...purchaseTokenVariables,
-  INVENTORY_URL: addressVariable.meta({ example: 'inventory:9000' }),
+  INVENTORY_URL: serviceAddressVariable.meta({ example: 'inventory:9000' }),
   ORDERS_TOPIC: topic.default('orders.v1'),
   /** Used only where the topic is not there yet. */
   ORDERS_PARTITIONS: intVariable({ min: 1, max: 1_000 }).default(12),

@@ -1,4 +1,6 @@
 import { describe, expect, it } from '@jest/globals';
+import { NotSent } from '@flash-sale/contracts';
+import { DatabaseError } from '@flash-sale/database';
 import { Gate, Overloaded, QueuedDatabase, Rarely, type OrderDatabase } from './load.js';
 
 const soon = () => performance.now() + 1_000;
@@ -80,6 +82,37 @@ describe('QueuedDatabase', () => {
       }),
     );
     expect([most, atOnce]).toEqual([3, 0]);
+  });
+});
+
+describe('QueuedDatabase on a database that is away', () => {
+  it('keeps nobody waiting for it after five lost connections, and asks it again by itself', async () => {
+    let asked = 0;
+    let isAway = true;
+    const fail = (failure: 'connection' | 'deadlock') => new DatabaseError(failure, new Error('in a test'));
+    const pool: OrderDatabase = {
+      query: async () => {
+        asked += 1;
+        if (isAway) throw fail('connection');
+        return [];
+      },
+      change: () => Promise.reject(fail('deadlock')),
+      transaction: () => Promise.reject(fail('deadlock')),
+    };
+    const database = new QueuedDatabase(pool, 2);
+    // That it answers with a deadlock shows that it is there.
+    for (let n = 0; n < 10; n += 1) await expect(database.change('UPDATE')).rejects.toThrow('deadlock');
+    for (let n = 0; n < 5; n += 1) await expect(database.query('SELECT 1')).rejects.toThrow('connection');
+    await expect(database.query('SELECT 1')).rejects.toBeInstanceOf(NotSent);
+    expect(asked).toBe(5);
+    isAway = false;
+    const giveUpAtMs = performance.now() + 10_000;
+    let answer: unknown;
+    while (!Array.isArray(answer) && performance.now() < giveUpAtMs) {
+      await new Promise((resolve) => setTimeout(resolve, 20));
+      answer = await database.query('SELECT 1').catch((error: unknown) => error);
+    }
+    expect(answer).toEqual([]);
   });
 });
 

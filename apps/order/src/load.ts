@@ -1,4 +1,5 @@
-import type { Database, Statements } from '@flash-sale/database';
+import { Circuit } from '@flash-sale/contracts';
+import { DatabaseError, type Database, type Statements } from '@flash-sale/database';
 
 /** Too much is waiting already, or it was not its turn before its caller stopped to wait. Nothing was begun. */
 export class Overloaded extends Error {
@@ -68,17 +69,21 @@ export class Gate {
 /** What the order service needs of a database. */
 export type OrderDatabase = Pick<Database, 'query' | 'change' | 'transaction'>;
 
-const MAX_WAITING_STEPS = 1_000;
+const MAX_WAITING_STEPS = 512;
 const MAX_WAIT_MS = 3_000;
 
 /**
  * A database whose users wait in line for its connections, first come, first served. Without it a burst would meet the
- * pool's own limit, which refuses at once.
+ * pool's own limit, which refuses at once. While the database does not answer, nobody waits for it: steps reject with `NotSent`.
  */
 export class QueuedDatabase implements OrderDatabase {
   private readonly gate: Gate;
+  private readonly circuit = new Circuit(
+    'MySQL',
+    (error) => error instanceof DatabaseError && error.failure === 'connection',
+  );
 
-  /** @param places as many as the pool has connections */
+  /** @param places the pool's connections that these users may have at once */
   constructor(
     private readonly database: OrderDatabase,
     places: number,
@@ -95,7 +100,7 @@ export class QueuedDatabase implements OrderDatabase {
   }
 
   private inTurn<Result>(step: () => Promise<Result>): Promise<Result> {
-    return this.gate.run(step, performance.now() + MAX_WAIT_MS);
+    return this.gate.run(() => this.circuit.run(step), performance.now() + MAX_WAIT_MS);
   }
 }
 

@@ -2,9 +2,12 @@ import { ORDERS_TOPIC_CONFIG, StockClient } from '@flash-sale/contracts';
 import { Database, migrate } from '@flash-sale/database';
 import { KafkaAdmin, SupervisedProducer } from '@flash-sale/kafka';
 import { runMain, startService } from '@flash-sale/service';
+import { DeadLetters } from './dead-letters.js';
 import { OrderEnder } from './end-orders.js';
 import { readOrderEnv } from './env.js';
 import { Gate, QueuedDatabase } from './load.js';
+import { OperatorLog } from './operator-log.js';
+import { OperatorParts } from './operators.controller.js';
 import { OrdersModule } from './orders.controller.js';
 import { TestPaymentProvider } from './payment-provider.js';
 import { Payments } from './payments.js';
@@ -15,10 +18,17 @@ import { WriterLag } from './writer-lag.js';
 
 const env = readOrderEnv();
 
-/** Payments, cancellations and lists at once; most of a payment's time is the provider's. */
-const MAX_CALLS = 128;
-/** More are refused at once; these are worked off within seconds. */
-const MAX_WAITING_CALLS = 2_000;
+/** Payments at once; most of a payment's time is the provider's. */
+const MAX_PAYMENTS = 128;
+/** Cancellations and the provider's events at once: they never wait for payments. */
+const MAX_ENDINGS = 16;
+const MAX_LISTS = 4;
+/** Of each kind; more are refused at once. */
+const MAX_WAITING = 256;
+/** Connections that lists and operators may use at once; the others are for who orders, pays, cancels and looks. */
+const ASIDE_CONNECTIONS = 2;
+const MAX_OPERATOR_CALLS = 4;
+const MAX_WAITING_OPERATOR_CALLS = 16;
 
 await runMain('order', env.LOG_LEVEL, async (log) => {
   const kafka = { brokers: env.KAFKA_BROKERS, clientId: 'order', log };
@@ -26,15 +36,18 @@ await runMain('order', env.LOG_LEVEL, async (log) => {
   await migrate(env.MYSQL_URL);
   // Its own connection, with a short time-out: the lag must be known again soon after Kafka is back.
   const admin = new KafkaAdmin({ ...kafka, requestTimeoutMs: 3_000 });
-  await admin.ensureTopic({ topic, partitions: env.ORDERS_PARTITIONS, config: ORDERS_TOPIC_CONFIG });
+  // Reading and paying need no Kafka, so neither the topic nor a broker is waited for.
+  admin.startEnsuring([{ topic, partitions: env.ORDERS_PARTITIONS, config: ORDERS_TOPIC_CONFIG }]);
   const producer = new SupervisedProducer(kafka);
-  await producer.connect();
+  producer.start();
   const pool = new Database({ url: env.MYSQL_URL, poolSize: env.MYSQL_POOL_SIZE });
-  const database = new QueuedDatabase(pool, env.MYSQL_POOL_SIZE);
+  const asideConnections = Math.min(ASIDE_CONNECTIONS, env.MYSQL_POOL_SIZE - 1);
+  const database = new QueuedDatabase(pool, env.MYSQL_POOL_SIZE - asideConnections);
+  const aside = new QueuedDatabase(pool, asideConnections);
   const stock = new StockClient(env.INVENTORY_URL);
 
   const lag = new WriterLag({ admin, topic, group: env.ORDERS_GROUP, maxLag: env.MAX_WRITER_LAG, log });
-  const reader = new OrderReader({ database, stock, lag });
+  const reader = new OrderReader({ database, lists: aside, stock, lag });
   const placer = new OrderPlacer({
     keys: env.PURCHASE_TOKEN_KEYS,
     stock,
@@ -64,7 +77,16 @@ await runMain('order', env.LOG_LEVEL, async (log) => {
     log,
   });
 
-  const gate = new Gate(MAX_CALLS, MAX_WAITING_CALLS);
+  const gates = {
+    payments: new Gate(MAX_PAYMENTS, MAX_WAITING),
+    endings: new Gate(MAX_ENDINGS, MAX_WAITING),
+    lists: new Gate(MAX_LISTS, MAX_WAITING),
+  };
+  const operators = new OperatorParts(
+    new DeadLetters({ database: aside, producer, topic, keys: env.PURCHASE_TOKEN_KEYS, log }),
+    new OperatorLog(aside),
+    new Gate(MAX_OPERATOR_CALLS, MAX_WAITING_OPERATOR_CALLS),
+  );
   const steps = {
     'unpaid orders': () => ender.endUnpaid(),
     'pending payments': () => payments.askAboutPending(),
@@ -81,7 +103,7 @@ await runMain('order', env.LOG_LEVEL, async (log) => {
     log,
     ops: { port: env.OPS_PORT },
     grpc: {
-      module: OrdersModule.with({ placer, reader, ender, payments, gate, log }),
+      module: OrdersModule.with({ placer, reader, ender, payments, gates, operators, log }),
       host: env.GRPC_HOST,
       port: env.GRPC_PORT,
     },

@@ -2,9 +2,10 @@ import { Controller, Inject, Module, type DynamicModule } from '@nestjs/common';
 import { GrpcMethod } from '@nestjs/microservices';
 import { NotSent, type ProblemCode, type order } from '@flash-sale/contracts';
 import { DatabaseError } from '@flash-sale/database';
-import { callDeadlineMs, type CallInfo, type Log } from '@flash-sale/service';
+import { callDeadlineMs, itemDeadlinesMs, type CallInfo, type Log } from '@flash-sale/service';
 import type { OrderEnder } from './end-orders.js';
 import { Overloaded, Rarely, type Gate } from './load.js';
+import { OperatorParts, OperatorsController } from './operators.controller.js';
 import type { Payments } from './payments.js';
 import type { OrderPlacer } from './place-orders.js';
 import type { OrderReader, OrderRow } from './read-orders.js';
@@ -14,8 +15,9 @@ export interface OrdersParts {
   readonly reader: OrderReader;
   readonly ender: OrderEnder;
   readonly payments: Payments;
-  /** Bounds how many of the calls that come one by one are worked on at once. */
-  readonly gate: Gate;
+  /** Bound how many of the calls that come one by one are worked on at once, each kind by itself. */
+  readonly gates: { readonly payments: Gate; readonly endings: Gate; readonly lists: Gate };
+  readonly operators: OperatorParts;
   readonly log: Log;
 }
 
@@ -32,10 +34,10 @@ class OrdersController {
 
   @GrpcMethod('Orders', 'Place')
   async place(request: order.PlaceRequest, _metadata: unknown, call: CallInfo): Promise<order.PlaceReply> {
-    const deadlineMs = deadlineOf(call);
+    const deadlinesMs = itemDeadlinesMs(request, call);
     const results = await Promise.all(
-      request.items.map(async (item): Promise<order.PlaceResult> => {
-        const placed = await this.parts.placer.place(item, deadlineMs);
+      request.items.map(async (item, index): Promise<order.PlaceResult> => {
+        const placed = await this.parts.placer.place(item, workUntilMs(deadlinesMs[index]));
         return placed.outcome === 'placed'
           ? { problem: '', orderId: placed.orderId, state: placed.state }
           : { problem: placed.problem, orderId: '', state: '' };
@@ -50,11 +52,12 @@ class OrdersController {
     _metadata: unknown,
     call: CallInfo,
   ): Promise<order.FindOrdersReply> {
-    const deadlineMs = deadlineOf(call);
+    const deadlinesMs = itemDeadlinesMs(request, call);
     const results = await Promise.all(
-      request.items.map((item) =>
+      request.items.map((item, index) =>
         this.orUnavailable(async (): Promise<order.OrderReply> => {
-          const found = await this.parts.reader.find(item.orderId, item.shopperId, deadlineMs);
+          const untilMs = workUntilMs(deadlinesMs[index]);
+          const found = await this.parts.reader.find(item.orderId, item.shopperId, untilMs);
           return found.outcome === 'found'
             ? { problem: '', order: onWire(found.order) }
             : refusal(found.problem);
@@ -72,11 +75,12 @@ class OrdersController {
   ): Promise<order.ListOrdersReply> {
     const none = (problem: ProblemCode) => ({ problem, orders: [], nextCursor: '' });
     return this.inTurn(
+      this.parts.gates.lists,
       call,
       async () => {
         const page = await this.parts.reader.list(request.shopperId, request.cursor, request.limit);
         return page
-          ? { problem: '', orders: page.orders.map(onWire), nextCursor: page.nextCursor ?? '' }
+          ? { problem: '', orders: page.rows.map(onWire), nextCursor: page.nextCursor ?? '' }
           : none('invalid');
       },
       none('unavailable'),
@@ -87,6 +91,7 @@ class OrdersController {
   pay(request: order.PayRequest, _metadata: unknown, call: CallInfo): Promise<order.PayReply> {
     const none = (problem: ProblemCode) => ({ problem, pending: false, order: undefined });
     return this.inTurn(
+      this.parts.gates.payments,
       call,
       async (deadlineMs) => {
         const paid = await this.parts.payments.pay(request, deadlineMs);
@@ -101,6 +106,7 @@ class OrdersController {
   @GrpcMethod('Orders', 'Cancel')
   cancel(request: order.CancelRequest, _metadata: unknown, call: CallInfo): Promise<order.OrderReply> {
     return this.inTurn(
+      this.parts.gates.endings,
       call,
       async (deadlineMs) => {
         const { orderId, shopperId } = request;
@@ -125,16 +131,17 @@ class OrdersController {
       const known = await this.parts.payments.settleByEvent(eventId, paymentId, result);
       return { problem: known ? '' : 'not_found' };
     };
-    return this.inTurn(call, settle, { problem: 'unavailable' });
+    return this.inTurn(this.parts.gates.endings, call, settle, { problem: 'unavailable' });
   }
 
   private inTurn<Reply>(
+    gate: Gate,
     call: CallInfo,
     work: (deadlineMs: number) => Promise<Reply>,
     unavailable: Reply,
   ): Promise<Reply> {
-    const deadlineMs = deadlineOf(call);
-    return this.orUnavailable(() => this.parts.gate.run(() => work(deadlineMs), deadlineMs), unavailable);
+    const deadlineMs = workUntilMs(callDeadlineMs(call));
+    return this.orUnavailable(() => gate.run(() => work(deadlineMs), deadlineMs), unavailable);
   }
 
   /** A database that cannot answer now, or not in time, is an expected outcome; anything else is a defect and stays one. */
@@ -160,14 +167,17 @@ export class OrdersModule {
   static with(parts: OrdersParts): DynamicModule {
     return {
       module: OrdersModule,
-      controllers: [OrdersController],
-      providers: [{ provide: PARTS, useValue: parts }],
+      controllers: [OrdersController, OperatorsController],
+      providers: [
+        { provide: PARTS, useValue: parts },
+        { provide: OperatorParts, useValue: parts.operators },
+      ],
     };
   }
 }
 
-function deadlineOf(call: CallInfo): number {
-  return Math.min(callDeadlineMs(call), performance.now() + MAX_CALL_MS);
+function workUntilMs(deadlineMs = Number.POSITIVE_INFINITY): number {
+  return Math.min(deadlineMs, performance.now() + MAX_CALL_MS);
 }
 
 function refusal(problem: ProblemCode): order.OrderReply {

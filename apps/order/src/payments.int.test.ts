@@ -1,5 +1,6 @@
 import { createHmac, randomBytes } from 'node:crypto';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
+import { NotSent } from '@flash-sale/contracts';
 import { Database, dropTestDatabase, migrate } from '@flash-sale/database';
 import {
   IdempotencyKey,
@@ -10,7 +11,7 @@ import {
   type AttemptId,
 } from '@flash-sale/domain';
 import { createLog } from '@flash-sale/service';
-import { CommitProxy } from '@flash-sale/testing';
+import { FaultProxy } from '@flash-sale/testing';
 import { OrderEnder } from './end-orders.js';
 import { Gate } from './load.js';
 import { TestPaymentProvider, type PaymentProvider } from './payment-provider.js';
@@ -444,6 +445,33 @@ describe.each(servers)('payments and the ends of orders on %s', (_, server) => {
       expect(await pay(order, GOOD)).toBe('pending');
     });
 
+    it('is left alone after five failures: the shopper repeats, and the same payment goes on when it is back', async () => {
+      const order = await addOrder();
+      let asked = 0;
+      let isBack = false;
+      const real = broken({});
+      const away = broken({
+        charge: (request) => {
+          asked += 1;
+          return isBack ? real.charge(request) : lost();
+        },
+      });
+      const { pay } = start({ provider: away });
+      for (let failures = 0; failures < 5; failures += 1) expect(await pay(order, GOOD)).toBe('pending');
+      await expect(pay(order, GOOD)).rejects.toBeInstanceOf(NotSent);
+      expect(asked).toBe(5);
+      isBack = true;
+      const giveUpAtMs = performance.now() + 10_000;
+      let outcome = 'not sent';
+      while (outcome === 'not sent' && performance.now() < giveUpAtMs) {
+        await sleep(20);
+        outcome = await pay(order, GOOD).catch(() => 'not sent');
+      }
+      expect(outcome).toBe('paid');
+      expect(await chargesOf(order)).toEqual(['captured']);
+      await expectConsistent(order.saleId);
+    });
+
     it('gets a refund asked for again until it succeeds', async () => {
       const order = await addOrder(0);
       const { payments, ender } = start({ provider: broken({ refund: lost }) });
@@ -568,21 +596,22 @@ describe.each(servers)('payments and the ends of orders on %s', (_, server) => {
       await expectConsistent(order.saleId);
     });
 
-    it.each(['before COMMIT', 'after COMMIT'] as const)(
-      'and a payment happen once when a connection is lost %s',
-      async (when) => {
+    it.each(['request', 'reply'] as const)(
+      'and a payment happen once when the %s of COMMIT is lost, and the connection with it',
+      async (part) => {
         const [first, second] = [await addOrder(), await addOrder()];
-        const proxy = await CommitProxy.start(new URL(url), when);
-        const proxied = new Database({ url: proxy.url, poolSize: 2 });
+        const proxy = await FaultProxy.before('mysql', url);
+        const loseCommit = () => proxy.lose({ request: 'COMMIT', part, connection: 'cut' });
+        const proxied = new Database({ url: proxy.through(url), poolSize: 2 });
         const { ender, payments, pay } = start({}, proxied);
-        proxy.cutNext();
+        loseCommit();
         const cancelled = await ender.cancel(first.orderId, first.shopperId, soon());
         expect(cancelled).toMatchObject({ outcome: 'cancelled' });
-        proxy.cutNext();
+        loseCommit();
         expect(await pay(second, LATE)).toBe('pending');
-        proxy.cutNext();
-        await payments.settleByEvent(`evt-${when}`, await paymentOf(second), 'captured');
-        expect([await stateOf(second), proxy.cuts]).toEqual(['paid', 3]);
+        loseCommit();
+        await payments.settleByEvent(`evt-${part}`, await paymentOf(second), 'captured');
+        expect([await stateOf(second), proxy.figures().lost]).toEqual(['paid', 3]);
         await proxied.close();
         await proxy.stop();
         await expectConsistent(first.saleId);

@@ -1,5 +1,5 @@
 import { createHash, createHmac } from 'node:crypto';
-import type { ProblemCode } from '@flash-sale/contracts';
+import { Circuit, NotSent, type ProblemCode } from '@flash-sale/contracts';
 import type { Statements } from '@flash-sale/database';
 import type { OrderState, SigningKeys } from '@flash-sale/domain';
 import { meter, type Log } from '@flash-sale/service';
@@ -67,6 +67,8 @@ export class Payments {
     description: 'Payments, by how they ended',
   });
 
+  /** A provider that does not answer is not waited for by one payment after the other. */
+  private readonly circuit = new Circuit('the payment provider', () => true);
   private readonly closeAfterMs: number;
 
   constructor(private readonly options: PaymentsOptions) {
@@ -216,8 +218,13 @@ export class Payments {
   private async charge(payment: Payment, card: string): Promise<ChargeResult> {
     const { paymentId, orderId, amount, currency } = payment;
     try {
-      return await this.withinTime(this.options.provider.charge({ paymentId, amount, currency, card }));
+      const { provider } = this.options;
+      return await this.circuit.run(() =>
+        this.withinTime(provider.charge({ paymentId, amount, currency, card })),
+      );
     } catch (error) {
+      // The provider was not asked, so there is nothing to wait for: the shopper repeats, and the same payment goes on.
+      if (error instanceof NotSent) throw error;
       this.options.log.warn(
         { err: error, orderId, paymentId },
         'the payment provider did not answer; it is asked later',

@@ -503,7 +503,7 @@ describe('OrderReader.list', () => {
     let cursor = '';
     do {
       const page = await reader.list(owner, cursor, 2);
-      seen.push(...(page?.orders.map((row) => row.orderId) ?? []));
+      seen.push(...(page?.rows.map((row) => row.orderId) ?? []));
       cursor = page?.nextCursor ?? '';
     } while (cursor !== '');
     const at = (n: number) => orderIds[n] ?? '';

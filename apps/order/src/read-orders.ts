@@ -1,6 +1,7 @@
 import { Coalescer, type ProblemCode, type StockClient, type inventory } from '@flash-sale/contracts';
 import { AttemptId, saleIdOf, type OrderState } from '@flash-sale/domain';
 import type { OrderDatabase } from './load.js';
+import { readNewestFirst, type Page } from './newest-first.js';
 import type { WriterLag } from './writer-lag.js';
 
 /** A row of `orders`, as far as shoppers see it. */
@@ -28,12 +29,6 @@ export type FoundOrder =
   | { readonly outcome: 'found'; readonly order: OrderRow }
   | { readonly outcome: 'problem'; readonly problem: ProblemCode };
 
-export interface OrderPage {
-  readonly orders: readonly OrderRow[];
-  /** Undefined: no more. */
-  readonly nextCursor: string | undefined;
-}
-
 /** A hold that ended without an order leaves a row too, or it could still become one. Its shopper never ordered. */
 const WAS_ORDERED = `NOT (state = 'expired' AND reason <> 'lost' AND delivery_hash IS NULL AND kafka_offset IS NULL)`;
 
@@ -52,6 +47,8 @@ export function rowFrom(raw: RawRow): OrderRow {
 
 export interface OrderReaderOptions {
   readonly database: OrderDatabase;
+  /** Where lists wait for connections, so that they never keep waiting who looks for one order; by default with them. */
+  readonly lists?: OrderDatabase;
   readonly stock: Pick<StockClient, 'findHold'>;
   readonly lag: Pick<WriterLag, 'hasWritten'>;
   /** How long the sale of a queued order is remembered, ms. */
@@ -66,7 +63,6 @@ interface SaleTerms {
 // One order that is looked for must not use up the time of the others that were asked for in the same call.
 const HOLD_WITHIN_MS = 500;
 const WRITER_WITHIN_MS = 300;
-const MAX_PAGE = 100;
 const MAX_REMEMBERED_SALES = 1_000;
 
 /** Finds orders: a row where the writer has been, else what Redis knows of a queued one. */
@@ -118,19 +114,17 @@ export class OrderReader {
    * @param cursor from the page before; empty for the first
    * @returns undefined where the cursor is none of ours
    */
-  async list(shopperId: string, cursor: string, limit: number): Promise<OrderPage | undefined> {
-    const from = cursor === '' ? undefined : readCursor(cursor);
-    if (from === null) return undefined;
-    const size = Math.min(Math.max(limit, 1), MAX_PAGE);
-    const before = from ? 'AND (created_at < ? OR (created_at = ? AND order_id < ?))' : '';
-    const rows = await this.options.database.query<RawRow>(
-      `SELECT ${COLUMNS} FROM orders WHERE shopper_id = ? AND ${WAS_ORDERED} ${before}
-        ORDER BY created_at DESC, order_id DESC LIMIT ?`,
-      [shopperId, ...(from ? [from.createdAt, from.createdAt, from.orderId] : []), size + 1],
+  async list(shopperId: string, cursor: string, limit: number): Promise<Page<OrderRow> | undefined> {
+    const page = await readNewestFirst(
+      { cursor, limit, timeColumn: 'created_at', idColumn: 'order_id' },
+      (where, tail, values) =>
+        (this.options.lists ?? this.options.database).query<RawRow>(
+          `SELECT ${COLUMNS} FROM orders WHERE shopper_id = ? AND ${WAS_ORDERED} AND ${where} ${tail}`,
+          [shopperId, ...values],
+        ),
+      (row) => ({ at: row.createdAt as Date, id: String(row.orderId) }),
     );
-    const orders = rows.slice(0, size).map(rowFrom);
-    const last = orders.at(-1);
-    return { orders, nextCursor: rows.length > size && last ? cursorAfter(last) : undefined };
+    return page && { ...page, rows: page.rows.map(rowFrom) };
   }
 
   private async findHold(
@@ -222,13 +216,4 @@ function visible(row: OrderRow, shopperId: string): FoundOrder {
 
 function problem(code: ProblemCode): FoundOrder {
   return { outcome: 'problem', problem: code };
-}
-
-function cursorAfter(row: OrderRow): string {
-  return Buffer.from(`${row.createdAt.getTime()}.${row.orderId}`).toString('base64url');
-}
-
-function readCursor(cursor: string): { readonly createdAt: Date; readonly orderId: string } | null {
-  const match = /^(\d{1,15})\.([A-Za-z0-9_-]{1,64})$/.exec(Buffer.from(cursor, 'base64url').toString('utf8'));
-  return match?.[1] && match[2] ? { createdAt: new Date(Number(match[1])), orderId: match[2] } : null;
 }

@@ -1,5 +1,5 @@
 import {
-  addressVariable,
+  serviceAddressVariable,
   chassisVariables,
   grpcVariables,
   intVariable,
@@ -17,7 +17,7 @@ const variables = {
   ...redisVariables,
   ...purchaseTokenVariables,
   /** Where inventory answers. */
-  INVENTORY_URL: addressVariable.meta({ example: 'inventory:9000' }),
+  INVENTORY_URL: serviceAddressVariable.meta({ example: 'inventory:9000' }),
   /** How long inventory may take; below the 1,500 ms that the gateway waits for us. */
   STOCK_TIMEOUT_MS: msVariable.default(1_200),
   /** Work in one try of a challenge: iterations of PBKDF2. */

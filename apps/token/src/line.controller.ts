@@ -2,6 +2,7 @@ import { Controller, Inject } from '@nestjs/common';
 import { GrpcMethod } from '@nestjs/microservices';
 import type { token } from '@flash-sale/contracts';
 import { SaleId, ShopperId } from '@flash-sale/domain';
+import { itemDeadlinesMs, type CallInfo } from '@flash-sale/service';
 import { Line } from './line.js';
 import { ProofOfWork } from './proof-of-work.js';
 
@@ -14,18 +15,22 @@ export class LineController {
   ) {}
 
   @GrpcMethod('Line', 'Enter')
-  async enter({ items }: token.EnterRequest): Promise<token.EnterReply> {
-    return { results: await this.line.enter(items) };
+  async enter(request: token.EnterRequest, _: unknown, call: CallInfo): Promise<token.EnterReply> {
+    return { results: await this.line.enter(request.items, itemDeadlinesMs(request, call)) };
   }
 
   @GrpcMethod('Line', 'FindEntries')
-  async findEntries({ items }: token.FindEntriesRequest): Promise<token.FindEntriesReply> {
-    return { results: await this.line.find(items) };
+  async findEntries(
+    request: token.FindEntriesRequest,
+    _: unknown,
+    call: CallInfo,
+  ): Promise<token.FindEntriesReply> {
+    return { results: await this.line.find(request.items, itemDeadlinesMs(request, call)) };
   }
 
   @GrpcMethod('Line', 'Leave')
-  async leave({ items }: token.LeaveRequest): Promise<token.LeaveReply> {
-    return { results: await this.line.leave(items) };
+  async leave(request: token.LeaveRequest, _: unknown, call: CallInfo): Promise<token.LeaveReply> {
+    return { results: await this.line.leave(request.items, itemDeadlinesMs(request, call)) };
   }
 
   @GrpcMethod('Line', 'CreateChallenge')

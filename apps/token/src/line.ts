@@ -55,8 +55,12 @@ interface Item {
   readonly saleId: SaleId;
   readonly shopperId: ShopperId;
   readonly context: token.EnterItem['context'];
+  /** When its caller stops to wait, on the `performance.now()` scale. */
+  readonly deadlineMs: number;
 }
 
+/** What of the time that a caller waits is left for our answer to reach it. */
+const ANSWER_TAKES_MS = 50;
 /** For this long after Stock said `sold out` nobody is kept waiting; the next who is admitted asks again. */
 const SOLD_OUT_FOR_MS = 1_000;
 /** For this long after Stock said that the sale does not sell at the moment nobody is admitted. */
@@ -71,13 +75,14 @@ const MAX_ROUNDS = 3;
  * order of arrival and are let through at the sale's rate by Redis' clock; one that was let through is granted when it next
  * asks. From then on Stock is the truth about it; the line only remembers its number and its end. Every call is idempotent by
  * attempt, and in both modes a shopper has one live entry per sale: another key with the same quantity is another name for it.
+ * `deadlinesMs` says of each item when its caller stops to wait, on the `performance.now()` scale: Stock is not asked after it.
  */
 export class Line {
   constructor(private readonly options: LineOptions) {}
 
   /** Enters, or says where the entry stands. One answer for each item, in order. */
-  enter(items: readonly token.EnterItem[]): Promise<token.Entry[]> {
-    return this.perSale(items, async (saleId, group) => {
+  enter(items: readonly token.EnterItem[], deadlinesMs: readonly number[] = []): Promise<token.Entry[]> {
+    return this.perSale(items, deadlinesMs, async (saleId, group) => {
       const faults = await Promise.all(group.map((one) => this.challengeFault(one)));
       const notes = new Notes();
       const free = group.filter((_, index) => faults[index] === null);
@@ -96,8 +101,8 @@ export class Line {
   }
 
   /** Where entries stand; one that was let through is granted here. `not_found` for what is not the shopper's. */
-  find(items: readonly token.FindEntryItem[]): Promise<token.Entry[]> {
-    return this.perSale(items, async (saleId, group) => {
+  find(items: readonly token.FindEntryItem[], deadlinesMs: readonly number[] = []): Promise<token.Entry[]> {
+    return this.perSale(items, deadlinesMs, async (saleId, group) => {
       const notes = new Notes();
       const inLine = group.filter(isFifo);
       const found = inLine.length === 0 ? [] : await this.findStandings(saleId, inLine);
@@ -116,8 +121,11 @@ export class Line {
   }
 
   /** Gives up places and holds. Idempotent. */
-  leave(items: readonly token.LeaveItem[]): Promise<token.LeaveResult[]> {
-    return this.perSale<token.LeaveItem, token.LeaveResult>(items, async (saleId, group) => {
+  leave(
+    items: readonly token.LeaveItem[],
+    deadlinesMs: readonly number[] = [],
+  ): Promise<token.LeaveResult[]> {
+    return this.perSale<token.LeaveItem, token.LeaveResult>(items, deadlinesMs, async (saleId, group) => {
       const notes = new Notes();
       const inLine = group.filter(isFifo);
       const left =
@@ -150,6 +158,7 @@ export class Line {
   /** Splits a batch by sale, because a script sees one sale; malformed items are refused alone. */
   private async perSale<One extends { readonly attemptId: string; readonly shopperId: string }, Answer>(
     items: readonly One[],
+    deadlinesMs: readonly number[],
     work: (saleId: SaleId, group: readonly (One & Item)[]) => Promise<readonly Answer[]>,
   ): Promise<Answer[]> {
     const groups = new Map<SaleId, { one: One & Item; index: number }[]>();
@@ -160,6 +169,7 @@ export class Line {
         attemptId,
         shopperId: ShopperId.parse(item.shopperId),
         saleId: saleIdOf(attemptId),
+        deadlineMs: deadlinesMs[index] ?? Number.POSITIVE_INFINITY,
       };
       const group = groups.get(one.saleId) ?? [];
       group.push({ one: one as unknown as One & Item, index });
@@ -185,7 +195,7 @@ export class Line {
 
   /** A known entry is answered whatever is wrong with its challenge: its sender solved one before. */
   private async knownOr(one: token.EnterItem & Item, fault: string): Promise<token.Entry> {
-    const [known] = await this.find([one]);
+    const [known] = await this.find([one], [one.deadlineMs]);
     return known && known.problem !== 'not_found' ? known : refusal(fault);
   }
 
@@ -219,7 +229,7 @@ export class Line {
     const found = await this.ask(() =>
       this.options.stock.findHold(
         { attemptId, shopperId: one.shopperId, context: one.context },
-        this.options.stockTimeoutMs,
+        this.stockTimeoutMs(one),
       ),
     );
     if (!found || found.outcome === 'UNAVAILABLE') return '';
@@ -317,7 +327,7 @@ export class Line {
     const found = await this.ask(() =>
       this.options.stock.findHold(
         { attemptId: one.attemptId, shopperId: one.shopperId, context: one.context },
-        this.options.stockTimeoutMs,
+        this.stockTimeoutMs(one),
       ),
     );
     if (!found || found.outcome === 'UNAVAILABLE') return refusal('unavailable');
@@ -342,7 +352,7 @@ export class Line {
     return this.ask(() =>
       this.options.stock.grant(
         { attemptId, shopperId: one.shopperId, quantity, context: one.context },
-        this.options.stockTimeoutMs,
+        this.stockTimeoutMs(one),
       ),
     );
   }
@@ -351,10 +361,14 @@ export class Line {
     const result = await this.ask(() =>
       this.options.stock.release(
         { attemptId, shopperId: one.shopperId, context: one.context },
-        this.options.stockTimeoutMs,
+        this.stockTimeoutMs(one),
       ),
     );
     return result?.outcome ?? 'UNAVAILABLE';
+  }
+
+  private stockTimeoutMs({ deadlineMs }: Item): number {
+    return Math.min(this.options.stockTimeoutMs, deadlineMs - performance.now() - ANSWER_TAKES_MS);
   }
 
   /** `null` when Stock gave no answer: what was asked for may have happened, and asking again is harmless. */

@@ -1,5 +1,6 @@
 import { describe, expect, it } from '@jest/globals';
 import { Coalescer, NotSent } from './coalescer.js';
+import { ConcurrencyLimit } from './concurrency-limit.js';
 
 const soon = () => performance.now() + 5_000;
 
@@ -90,6 +91,36 @@ describe('Coalescer', () => {
       await turn();
     }
     expect(await Promise.all([first, ...waiting])).toEqual(['1', '2', '3']);
+  });
+
+  it('refuses at once what is beyond its limit, and has room again for each that ended, however it did', async () => {
+    const { batches, send } = heldSender();
+    const limit = new ConcurrencyLimit({ goodMs: 1_000, badMs: 2_000, initial: 2, min: 2, max: 2 });
+    const coalescer = new Coalescer(send, { name: 'test', limit });
+    const calls = [coalescer.call(1, soon()), coalescer.call(2, soon())];
+    await expect(coalescer.call(3, soon())).rejects.toThrow(/2 calls are under way already/);
+    await turn();
+    batches[0]?.answer(['one', 'two']);
+    await Promise.all(calls);
+    expect(limit.underWay).toBe(0);
+    await expect(coalescer.call(4, performance.now() - 1)).rejects.toBeInstanceOf(NotSent);
+    const broken = coalescer.call(5, soon());
+    await turn();
+    batches[1]?.fail(new Error('broken'));
+    await expect(broken).rejects.toThrow('broken');
+    expect(limit.underWay).toBe(0);
+  });
+
+  it('keeps room for what matters more than work in the background', async () => {
+    const { batches, send } = heldSender();
+    const limit = new ConcurrencyLimit({ goodMs: 1_000, badMs: 2_000, initial: 2, min: 2, max: 2 });
+    const coalescer = new Coalescer(send, { name: 'test', limit });
+    const calls = [coalescer.call(1, soon(), 0.5)];
+    await expect(coalescer.call(2, soon(), 0.5)).rejects.toBeInstanceOf(NotSent);
+    calls.push(coalescer.call(3, soon()));
+    await turn();
+    batches[0]?.answer(['one', 'three']);
+    expect(await Promise.all(calls)).toEqual(['one', 'three']);
   });
 
   it('treats a reply with another number of results as broken, never as somebody else’s answer', async () => {

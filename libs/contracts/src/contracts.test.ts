@@ -1,6 +1,7 @@
 import { execFileSync } from 'node:child_process';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from '@jest/globals';
+import { grpcTarget } from './grpc.js';
 import { decodeOrderEvent, deliveryHashOf, encodeOrderEvent } from './order-event.js';
 import { PROBLEM_CODES, problemForStatus, problemOf, readProblem } from './problem.js';
 import { SaleSnapshot, decodeSnapshot, encodeSnapshot, isNewer } from './sale-feed.js';
@@ -40,6 +41,27 @@ describe('problems', () => {
     [503, 'unavailable'],
   ])('stand for a status that a framework raised: %d is %s', (status, code) => {
     expect(problemForStatus(status)).toBe(code);
+  });
+});
+
+describe('an address of a service', () => {
+  it.each([
+    ['order:9000', 'dns:///order:9000'],
+    ['10.0.0.1:9000,10.0.0.2:9001', 'ipv4:10.0.0.1:9000,10.0.0.2:9001'],
+    ['dns://10.0.0.53:53/order:9000', 'dns://10.0.0.53:53/order:9000'],
+  ])('%s is balanced over %s', (address, target) => {
+    expect(grpcTarget(address)).toBe(target);
+  });
+
+  it.each([
+    'order',
+    'order:9000,order:9001',
+    '10.0.0.1:9000,',
+    'dns://10.0.0.53/order',
+    'http://order:9000',
+    '',
+  ])('is refused, naming the forms that would do: "%s"', (address) => {
+    expect(() => grpcTarget(address)).toThrow(/host:port.*dns:.*10\.0\.0\.1:9000/);
   });
 });
 

@@ -15,7 +15,13 @@ export const ORDER_HEADERS = {
   schema: 'schema',
 } as const;
 
-/** Headers of a record in `orders.dlq`: where it came from and why it could not be handled. */
+/** The largest record that an honest order can make has some 5 kB; what is larger is not even parsed. */
+export const MAX_ORDER_EVENT_BYTES = 16 * 1024;
+
+/**
+ * Headers of a record in `orders.dlq`: where it came from and why it could not be handled. A record in the topic of orders
+ * that has the first three is a replay: an operator had that dead letter produced once more.
+ */
 export const DEAD_LETTER_HEADERS = {
   topic: 'dlq-topic',
   partition: 'dlq-partition',

@@ -28,6 +28,8 @@ const PROBLEMS = {
   wrong_phase: { status: 409, title: 'The sale is not in a phase that allows this.' },
   unresolved: { status: 409, title: 'Holds, orders or payments of this sale are not resolved yet.' },
   sale_exists: { status: 409, title: 'A sale with this id exists with other settings.' },
+  dead_letter_closed: { status: 409, title: 'This dead letter was replayed or dropped before.' },
+  not_replayable: { status: 409, title: 'This dead letter cannot be replayed.' },
   challenge_used: { status: 409, title: 'This challenge has been used.' },
   sold_out: { status: 410, title: 'Everything is sold or held by others at the moment.' },
   token_expired: { status: 410, title: 'The time to use this purchase token is over.' },

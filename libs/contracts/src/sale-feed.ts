@@ -7,8 +7,13 @@ import { z } from 'zod';
  * once a second. Of two snapshots of one sale the one with the higher (epoch, version) is true.
  */
 export const SALE_FEED = {
-  /** Hash: sale id → snapshot. */
+  /** Hash: sale id → snapshot, and {@link SALE_FEED.complete}. */
   snapshots: 'fs:sales',
+  /**
+   * The field of the hash that is there when all sales are. Without it Redis has lost the hash: what is missing is not known
+   * then, and what is known may hold no more.
+   */
+  complete: '*',
   /** Channel of single snapshots. */
   channel: 'fs:sales:changes',
   /** The holder filter of a sale: the buckets' bitmaps, one after another. */

@@ -1,4 +1,5 @@
 import { z } from 'zod';
+import { grpcTarget } from '@flash-sale/contracts';
 import { parseSigningKeys, type SigningKeys } from '@flash-sale/domain';
 
 /** What a variable's schema may say about itself, for whoever has to correct it: `z.string().meta({ example: … })`. */
@@ -91,11 +92,17 @@ export const flagVariable = z
   .transform((value) => value === 'true')
   .meta({ example: 'true' });
 
-/** `host:port`. */
-export const addressVariable = z
+/** Where the instances of one of our services answer; the forms are `grpcTarget`'s. */
+export const serviceAddressVariable = z
   .string()
-  .regex(/^[^\s:/,]+:\d{1,5}$/, 'must be host:port')
-  .meta({ example: 'localhost:9000' });
+  .superRefine((text, context) => {
+    try {
+      grpcTarget(text);
+    } catch (error) {
+      context.addIssue({ code: 'custom', message: error instanceof Error ? error.message : String(error) });
+    }
+  })
+  .meta({ example: 'inventory:9000' });
 
 /** Several `host:port`, separated by commas. */
 export const addressesVariable = z

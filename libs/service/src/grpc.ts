@@ -11,6 +11,7 @@ import { Transport, type GrpcOptions as NestGrpcOptions } from '@nestjs/microser
 import { GRPC_PACKAGE, LOADER_OPTIONS, MAX_MESSAGE_BYTES, PROTO_FILES } from '@flash-sale/contracts';
 import { tap } from 'rxjs';
 import { nestLog, type Log } from './log.js';
+import { OverloadDoor } from './overload.js';
 import { meter } from './telemetry.js';
 
 export interface GrpcOptions {
@@ -18,23 +19,6 @@ export interface GrpcOptions {
   readonly module: Type | DynamicModule;
   readonly host: string;
   readonly port: number;
-}
-
-/** The part of a gRPC call that a handler may ask: Nest runs it to its end even if the caller has gone. */
-export interface CallInfo {
-  readonly cancelled: boolean;
-  getDeadline?(): Date | number;
-}
-
-/** When the caller stops to wait, on the `performance.now()` scale, ms; Infinity if it never does. */
-export function callDeadlineMs(call: CallInfo): number {
-  const deadline = call.getDeadline?.() ?? Number.POSITIVE_INFINITY;
-  return performance.now() + Number(deadline) - Date.now();
-}
-
-/** Whether the answer would reach nobody: ask before anything that is hard to undo. */
-export function isAbandoned(call: CallInfo): boolean {
-  return call.cancelled || callDeadlineMs(call) <= performance.now();
 }
 
 /** Starts the gRPC side of a service with the limits every one of ours has. */
@@ -62,7 +46,7 @@ export async function startGrpc(options: GrpcOptions, log: Log): Promise<INestMi
       },
     },
   });
-  app.useGlobalInterceptors(new CallDurations());
+  app.useGlobalInterceptors(new CallDurations(), new OverloadDoor());
   await app.listen();
   log.info({ host: options.host, port: options.port }, 'listening for gRPC');
   return app;

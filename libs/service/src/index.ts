@@ -1,9 +1,10 @@
 export { Drain, type DrainPlan, type DrainStep } from './drain.js';
 export * from './env.js';
-export { callDeadlineMs, isAbandoned, type CallInfo, type GrpcOptions } from './grpc.js';
+export { type GrpcOptions } from './grpc.js';
 export { type HttpOptions, type HttpServer } from './http.js';
 export { createLog, logOf, nestLog, type Log } from './log.js';
 export { type HealthProbe, type HealthProbes } from './ops.js';
+export { callDeadlineMs, isAbandoned, itemDeadlinesMs, type CallInfo } from './overload.js';
 export { requestIdFrom, uuidV7 } from './request-id.js';
 export { runMain, startService, type RunningService, type ServiceOptions } from './start.js';
 export {

@@ -1,5 +1,6 @@
 import type { LoggerService } from '@nestjs/common';
 import { pino, type DestinationStream, type Level, type LevelWithSilent, type Logger } from 'pino';
+import { LineWriter, stdoutWriter } from './line-writer.js';
 
 /** The process's logger; one JSON object per line on stdout. */
 export type Log = Logger;
@@ -29,8 +30,7 @@ const MAX_STACK_LENGTH = 4_096;
 export function createLog(
   service: string,
   level: LevelWithSilent = 'info',
-  // Lines are written before the call returns: written later, the last ones before an exit came out of order.
-  destination: DestinationStream = pino.destination({ dest: 1, sync: true }),
+  destination: DestinationStream = stdoutWriter(),
 ): Log {
   const options = {
     level,
@@ -44,7 +44,12 @@ export function createLog(
     },
     serializers: { err: describeError },
   };
-  return pino(options, destination);
+  const log = pino(options, destination);
+  if (destination instanceof LineWriter) {
+    destination.onDropped = (lines) =>
+      log.warn({ lines }, 'the reader of this log stood still, so lines of it were dropped');
+  }
+  return log;
 }
 
 /** A logger that adds the shopper's request id, so that one request can be followed through all services. */

@@ -1,13 +1,16 @@
 // Starts test/stoppable-service.mjs, a service on the built chassis, as a process of its own, and sends it real signals.
 import { execFile, spawn, type ChildProcess } from 'node:child_process';
-import { createServer as createHttpServer } from 'node:http';
+import { Agent, createServer as createHttpServer, get as httpGet } from 'node:http';
 import { createServer, type AddressInfo } from 'node:net';
 import { once } from 'node:events';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { promisify } from 'node:util';
-import { afterEach, describe, expect, test } from '@jest/globals';
+import { afterEach, describe, expect, jest, test } from '@jest/globals';
 import { SalesClient } from '@flash-sale/contracts';
+
+// Each test starts processes, and a busy machine takes seconds for each.
+jest.setTimeout(180_000);
 
 const here = (path: string) => fileURLToPath(new URL(path, `file://${import.meta.dirname}/`));
 
@@ -32,7 +35,7 @@ afterEach(() => {
 });
 
 async function until<Value>(what: string, find: () => Value | undefined | false): Promise<Value> {
-  const deadline = performance.now() + 20_000;
+  const deadline = performance.now() + 60_000;
   for (;;) {
     const found = find();
     if (found !== undefined && found !== false) return found;
@@ -163,7 +166,7 @@ describe('a service', () => {
 
   test('has written every line of its log, in their order, when it exits', async () => {
     const program = `
-      import { createLog } from ${JSON.stringify(here('../dist/index.js'))};
+      import { createLog } from ${JSON.stringify(here('../dist/log.js'))};
       const log = createLog('brief');
       for (let line = 0; line < 300; line++) {
         log.info({ line }, 'a line');
@@ -178,6 +181,54 @@ describe('a service', () => {
         ...Array(300).keys(),
       ]);
     }
+  });
+
+  test('goes on while nobody reads its log, then says how many lines are missing, and still ends', async () => {
+    const lines = 40_000;
+    const program = `
+      import { setTimeout as delay } from 'node:timers/promises';
+      import { createLog } from ${JSON.stringify(here('../dist/log.js'))};
+      const log = createLog('talkative');
+      for (let line = 0; line < ${lines}; line++) {
+        log.info({ line, text: 'x'.repeat(200) }, 'a line');
+        if (line % 500 === 0) await delay(1);
+      }
+      process.stderr.write('said all');
+      setInterval(() => {}, 1_000);
+      await new Promise((resolve) => process.once('SIGUSR2', resolve));
+      log.info({ line: 'last' }, 'a line');
+      process.exit(0);`;
+    const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
+      stdio: ['ignore', 'pipe', 'pipe'],
+    });
+    started.push(child);
+    // Nobody has begun to read stdout; with a log that waits for its reader this would never come.
+    await once(child.stderr, 'data');
+    const read: Line[] = [];
+    const input = createInterface({ input: child.stdout });
+    input.on('line', (line) => read.push(JSON.parse(line) as Line));
+    const gap = await until('it says what is missing', () =>
+      read.find((line) => line.message.startsWith('the reader of this log stood still')),
+    );
+    child.kill('SIGUSR2');
+    expect((await once(child, 'close'))[0]).toBe(0);
+    const numbers = read.filter(({ message }) => message === 'a line').map(({ line }) => line);
+    const kept = numbers.length - 1;
+    expect(numbers).toEqual([...Array(kept).keys(), 'last']);
+    expect(kept + Number(gap['lines'])).toBe(lines);
+  });
+
+  test('ends in time though nobody reads its log', async () => {
+    const program = `
+      import { createLog } from ${JSON.stringify(here('../dist/log.js'))};
+      const log = createLog('unheard');
+      for (let line = 0; line < 5_000; line++) log.info({ text: 'x'.repeat(200) }, 'a line');
+      process.exit(3);`;
+    const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
+      stdio: ['ignore', 'pipe', 'inherit'],
+    });
+    started.push(child);
+    expect((await once(child, 'exit'))[0]).toBe(3);
   });
 
   test('after an error that nobody handled drains and exits with 1', async () => {
@@ -239,5 +290,117 @@ describe('a service', () => {
     expect(said).toContain('OPS_PORT: must be a whole number (it is "http"), e.g. OPS_PORT=9090');
     expect(said).toContain('LOG_LEVEL: must be trace');
     expect(said).toContain('GRPC_PORT is missing, e.g. GRPC_PORT=9000');
+  });
+});
+
+describe('two instances that are restarted in turn', () => {
+  /** Restarts each on the ports that it has, under the load, and says what became of the load's requests. */
+  async function restartUnder(
+    variables: Record<string, string>,
+    load: (
+      instances: readonly Running[],
+      isOver: () => boolean,
+      tally: (failure?: string) => void,
+    ) => Promise<void>,
+  ) {
+    const instances = await Promise.all([startStoppable(variables), startStoppable(variables)]);
+    const failures: string[] = [];
+    let answered = 0;
+    let over = false;
+    const tally = (failure?: string) => {
+      if (failure === undefined) answered += 1;
+      else failures.push(failure);
+      over ||= failures.length > 100;
+    };
+    const running = load(instances, () => over, tally);
+    const answersAfter = async (more: number) => {
+      const enough = answered + more;
+      await until(`${more} more answers`, () => answered >= enough || failures.length > 0);
+    };
+    await answersAfter(50);
+    for (const [index, instance] of instances.entries()) {
+      instance.child.kill('SIGTERM');
+      expect(await instance.exited).toBe(0);
+      await answersAfter(20);
+      const [, grpcPort = ''] = instance.grpcAddress.split(':');
+      const ports = { GRPC_PORT: grpcPort, HTTP_PORT: new URL(instance.publicUrl).port };
+      instances[index] = await startStoppable({ ...variables, ...ports });
+      await answersAfter(50);
+    }
+    over = true;
+    await running;
+    return { failures, answered };
+  }
+
+  const reasonOf = (error: unknown) => (error instanceof Error ? error.message : String(error));
+
+  test('cut no gRPC call', async () => {
+    // The wait is longer than a client lets pass before it looks whether a server is back that was away.
+    const { failures } = await restartUnder({ DRAIN_WAIT_MS: '2000' }, async (instances, isOver, tally) => {
+      const sales = new SalesClient(instances.map(({ grpcAddress }) => grpcAddress).join(','));
+      await Promise.all(
+        Array.from({ length: 16 }, async (_, client) => {
+          while (!isOver()) {
+            // One of them is slow, so that there is always a call under way when a server stops.
+            const call = client === 0 ? sales.list({}, 10_000) : sales.report({ saleId: 'any' }, 10_000);
+            await call.then(
+              () => tally(),
+              (error: unknown) => tally(reasonOf(error)),
+            );
+            await new Promise((resolve) => setTimeout(resolve, 5));
+          }
+        }),
+      );
+      sales.close();
+    });
+    expect(failures.slice(0, 5)).toEqual([]);
+  });
+
+  test('cut no HTTP request of a load balancer that asks who is ready', async () => {
+    const { failures } = await restartUnder({ DRAIN_WAIT_MS: '2000' }, async (instances, isOver, tally) => {
+      const ready = new Set<number>([0, 1]);
+      const watch = async (index: number) => {
+        while (!isOver()) {
+          const isReady = await fetch(`${instances[index]?.opsUrl}/readyz`).then(
+            ({ ok }) => ok,
+            () => false,
+          );
+          if (isReady) ready.add(index);
+          else ready.delete(index);
+          await new Promise((resolve) => setTimeout(resolve, 50));
+        }
+      };
+      // As a load balancer's, connections stay open between requests.
+      const agent = new Agent({ keepAlive: true, maxSockets: 16 });
+      const ask = (url: string) =>
+        new Promise<number>((resolve, reject) => {
+          const asked = httpGet(url, { agent, timeout: 10_000 }, (response) => {
+            response.resume().on('end', () => resolve(response.statusCode ?? 0));
+          });
+          asked.on('error', reject);
+          asked.on('timeout', () => asked.destroy(new Error('no answer')));
+        });
+      let turn = 0;
+      const client = async (path: string) => {
+        while (!isOver()) {
+          const among = [...ready];
+          const instance = instances[among[(turn += 1) % among.length] ?? -1];
+          if (!instance) tally('nobody is ready');
+          else {
+            await ask(`${instance.publicUrl}${path}`).then(
+              (status) => tally(status === 200 ? undefined : `HTTP ${status}`),
+              (error: unknown) => tally(reasonOf(error)),
+            );
+          }
+          await new Promise((resolve) => setTimeout(resolve, 5));
+        }
+      };
+      const clients = Array.from({ length: 8 }, (_, index) =>
+        client(index === 0 ? '/things/1/slow' : '/things/1/fast'),
+      );
+      await Promise.all([...clients, watch(0), watch(1)]);
+      agent.destroy();
+    });
+    expect(failures.slice(0, 5)).toEqual([]);
   });
 });

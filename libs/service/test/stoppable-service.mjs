@@ -6,13 +6,14 @@ import {
   chassisVariables,
   grpcVariables,
   logOf,
+  portVariable,
   readEnv,
   runMain,
   runInSpan,
   startService,
 } from '../dist/index.js';
 
-const env = readEnv({ ...chassisVariables, ...grpcVariables });
+const env = readEnv({ ...chassisVariables, ...grpcVariables, HTTP_PORT: portVariable.default(0) });
 
 function decorate(type, method, ...decorators) {
   const descriptor = Object.getOwnPropertyDescriptor(type.prototype, method);
@@ -28,6 +29,9 @@ await runMain('stoppable', env.LOG_LEVEL, async (log) => {
       await runInSpan('slow work', {}, () => delay(800));
       return { answer: 'slow' };
     }
+    fast() {
+      return { answer: 'fast' };
+    }
     fail() {
       logOf(log, 'request-1').info({ token: 'top secret', text: 'x'.repeat(1_000) }, 'about to fail');
       throw new Error('a defect');
@@ -39,6 +43,7 @@ await runMain('stoppable', env.LOG_LEVEL, async (log) => {
   }
   Controller()(ShopperController);
   decorate(ShopperController, 'slow', Get('things/:id/slow'));
+  decorate(ShopperController, 'fast', Get('things/:id/fast'));
   decorate(ShopperController, 'fail', Get('fail'));
   decorate(ShopperController, 'neglect', Post('neglect'));
 
@@ -48,9 +53,14 @@ await runMain('stoppable', env.LOG_LEVEL, async (log) => {
       await delay(800);
       return { sales: [] };
     }
+    async report() {
+      await delay(5);
+      return {};
+    }
   }
   Controller()(SalesController);
   decorate(SalesController, 'list', GrpcMethod('Sales', 'List'));
+  decorate(SalesController, 'report', GrpcMethod('Sales', 'Report'));
 
   class HttpModule {}
   Module({ controllers: [ShopperController] })(HttpModule);
@@ -60,7 +70,7 @@ await runMain('stoppable', env.LOG_LEVEL, async (log) => {
   await startService({
     log,
     ops: { port: env.OPS_PORT, host: '127.0.0.1' },
-    http: [{ name: 'public', module: HttpModule, port: 0, host: '127.0.0.1' }],
+    http: [{ name: 'public', module: HttpModule, port: env.HTTP_PORT, host: '127.0.0.1' }],
     grpc: { module: GrpcModule, host: env.GRPC_HOST, port: env.GRPC_PORT },
     health: { live: { consumer: () => true }, ready: { redis: () => true } },
     drain: {

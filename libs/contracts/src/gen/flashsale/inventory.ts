@@ -13,6 +13,7 @@ export const protobufFileName = "flashsale/inventory.proto";
 
 export interface GrantRequest {
   readonly items: readonly GrantItem[];
+  readonly waitsMs: readonly number[];
 }
 
 export interface GrantItem {
@@ -97,6 +98,7 @@ export interface Hold {
 
 export interface FindHoldsRequest {
   readonly items: readonly FindHoldItem[];
+  readonly waitsMs: readonly number[];
 }
 
 export interface FindHoldItem {
@@ -141,6 +143,7 @@ export namespace FindHoldResult_Outcome {
 
 export interface ReleaseRequest {
   readonly items: readonly ReleaseItem[];
+  readonly waitsMs: readonly number[];
 }
 
 export interface ReleaseItem {
@@ -178,6 +181,7 @@ export namespace ReleaseResult_Outcome {
 
 export interface QueueRequest {
   readonly items: readonly QueueItem[];
+  readonly waitsMs: readonly number[];
 }
 
 export interface QueueItem {
@@ -332,7 +336,8 @@ export interface ReportReply {
 
 /**
  * Stock: the path of every purchase. Each call carries a batch; each item has its own outcome, in the order of the
- * request; the deadline of the call is the deadline of the batch. Every call may be repeated: it is idempotent by attempt.
+ * request. waits_ms says of each item how long its caller waits from the sending on; the deadline of the call is the latest of
+ * them. Every call may be repeated: it is idempotent by attempt.
  */
 export interface Stock {
   /** Sets units aside for each attempt, moving units to the shopper's bucket where needed. */

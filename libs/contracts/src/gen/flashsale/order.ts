@@ -13,6 +13,7 @@ export const protobufFileName = "flashsale/order.proto";
 
 export interface PlaceRequest {
   readonly items: readonly PlaceItem[];
+  readonly waitsMs: readonly number[];
 }
 
 export interface PlaceItem {
@@ -59,6 +60,7 @@ export interface Order {
 
 export interface FindOrdersRequest {
   readonly items: readonly FindOrderItem[];
+  readonly waitsMs: readonly number[];
 }
 
 export interface FindOrderItem {

@@ -13,6 +13,7 @@ export const protobufFileName = "flashsale/token.proto";
 
 export interface EnterRequest {
   readonly items: readonly EnterItem[];
+  readonly waitsMs: readonly number[];
 }
 
 export interface EnterItem {
@@ -58,6 +59,7 @@ export interface Entry {
 
 export interface FindEntriesRequest {
   readonly items: readonly FindEntryItem[];
+  readonly waitsMs: readonly number[];
 }
 
 export interface FindEntryItem {
@@ -75,6 +77,7 @@ export interface FindEntriesReply {
 
 export interface LeaveRequest {
   readonly items: readonly LeaveItem[];
+  readonly waitsMs: readonly number[];
 }
 
 export interface LeaveItem {

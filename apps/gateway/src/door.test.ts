@@ -1,0 +1,49 @@
+import { describe, expect, it } from '@jest/globals';
+import { Door } from './door.js';
+
+/** A door whose clock, and what is behind it, are variables. */
+function doorAt(entriesPerSecond: number) {
+  const state = { nowMs: 0, isFull: false };
+  const door = new Door({
+    behind: [{ isFull: () => false }, { isFull: () => state.isFull }],
+    entriesPerSecond,
+    now: () => state.nowMs,
+  });
+  return { state, door };
+}
+
+describe('Door', () => {
+  it('lets in the entries of each second and a tenth of them at one moment', () => {
+    const { state, door } = doorAt(200);
+    let passed = 0;
+    for (; state.nowMs < 10_000; state.nowMs += 1) {
+      // Ten times as many as may come.
+      for (let caller = 0; caller < 2; caller += 1) passed += door.pass() ? 1 : 0;
+    }
+    expect(passed).toBeGreaterThanOrEqual(2_000);
+    expect(passed).toBeLessThanOrEqual(2_000 + 20);
+    expect(door.refused).toBe(20_000 - passed);
+  });
+
+  it('saves up no more than that over a quiet time', () => {
+    const { state, door } = doorAt(200);
+    state.nowMs = 3_600_000;
+    expect(Array.from({ length: 100 }, () => door.pass()).filter(Boolean)).toHaveLength(20);
+  });
+
+  it('is shut while one of the services behind is full, and open as soon as they are not', () => {
+    const { state, door } = doorAt(0);
+    state.isFull = true;
+    expect(door.isShut()).toBe(true);
+    state.isFull = false;
+    expect(door.isShut()).toBe(false);
+    expect(door.refused).toBe(1);
+  });
+
+  it('asks those whom it refused to come again at different times', () => {
+    const { door } = doorAt(1);
+    const asked = new Set(Array.from({ length: 200 }, () => door.retryAfterSeconds()));
+    expect(asked.size).toBeGreaterThan(2);
+    expect(Math.min(...asked)).toBeGreaterThanOrEqual(1);
+  });
+});
