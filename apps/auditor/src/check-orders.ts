@@ -1,11 +1,11 @@
-import type { Evidence, LedgerLeg, MysqlEvidence, OrderRow } from './evidence.js';
-import type { Findings, Invariant, Witness } from './findings.js';
+import type { LedgerLeg, Orphan, OrderRow, Sale, Slice } from './evidence.js';
+import { bySlice, type Check, type Findings, type Invariant, type Witness } from './findings.js';
 import { EDGES, LIVE, RETURNED } from './grammar.js';
 
-function priceOfTheSale({ mysql, log }: Evidence, found: Findings): void {
-  const { skuId, unitPrice, currency } = mysql.sale;
-  found.look(mysql.orders.length);
-  for (const order of mysql.orders) {
+function priceOfTheSale({ sale, orders, logged }: Slice, found: Findings): void {
+  const { skuId, unitPrice, currency } = sale.mysql.sale;
+  found.look(orders.length);
+  for (const order of orders) {
     const witness = {
       order_id: order.orderId,
       unit_price: order.unitPrice,
@@ -19,7 +19,7 @@ function priceOfTheSale({ mysql, log }: Evidence, found: Findings): void {
       );
     }
     if (order.skuId !== skuId) found.breach(witness, `is for ${order.skuId}, the sale sells ${skuId}`);
-    const shown = log?.attempts.get(order.orderId)?.unitPrice ?? null;
+    const shown = logged?.get(order.orderId)?.unitPrice ?? null;
     if (shown !== null && shown !== unitPrice) {
       found.breach(
         { ...witness, shown },
@@ -37,9 +37,9 @@ function priceOfTheSale({ mysql, log }: Evidence, found: Findings): void {
   }
 }
 
-function historyIsWhole({ mysql }: Evidence, found: Findings): void {
-  orphans(mysql, 'order_event', found);
-  for (const { orderId, state, version, events } of mysql.orders) {
+function historyIsWhole(slice: Slice, found: Findings): void {
+  orphans(slice, 'order_event', found);
+  for (const { orderId, state, version, events } of slice.orders) {
     found.look(events.length);
     const witness = { order_id: orderId, state, version, events: events.map(({ to }) => to).join(' → ') };
     let at = 'queued';
@@ -60,9 +60,9 @@ function historyIsWhole({ mysql }: Evidence, found: Findings): void {
   }
 }
 
-function paidOrTimedOut({ mysql }: Evidence, found: Findings): void {
-  orphans(mysql, 'payment', found);
-  for (const order of mysql.orders) {
+function paidOrTimedOut(slice: Slice, found: Findings): void {
+  orphans(slice, 'payment', found);
+  for (const order of slice.orders) {
     const { orderId, state, events, payments, payBeforeMs } = order;
     const ends = events.filter(({ from }) => from === 'awaiting_payment');
     const paid = events.find(({ to }) => to === 'paid');
@@ -132,7 +132,7 @@ interface Movement {
 }
 
 /** The ledger entries of an order that moved units into `sold`, and out of it. */
-function movementsOf(order: OrderRow, { ledger }: MysqlEvidence): { sales: Movement[]; returns: Movement[] } {
+function movementsOf(order: OrderRow, { ledger }: Slice): { sales: Movement[]; returns: Movement[] } {
   const entries = [...order.entryIds].map((entryId) => ({ entryId, legs: ledger.get(entryId) ?? [] }));
   const moving = (sign: 1 | -1) =>
     entries.filter(({ legs }) => legs.some(({ account, amount }) => account === 'sold' && amount * sign > 0));
@@ -150,11 +150,11 @@ function whyNotMoved(
   return `should move ${units} units from ${from} to ${to}, but says: ${has}`;
 }
 
-function returnedOnce({ mysql }: Evidence, found: Findings): void {
-  orphans(mysql, 'effect', found);
-  for (const order of mysql.orders) {
+function returnedOnce(slice: Slice, found: Findings): void {
+  orphans(slice, 'effect', found);
+  for (const order of slice.orders) {
     const { orderId, state, quantity } = order;
-    const { returns } = movementsOf(order, mysql);
+    const { returns } = movementsOf(order, slice);
     const voids = order.effects.filter(({ kind }) => kind === 'void');
     const returned = RETURNED.has(state);
     found.look();
@@ -181,62 +181,91 @@ function returnedOnce({ mysql }: Evidence, found: Findings): void {
   }
 }
 
-function ledgerAddsUp({ saleId, mysql }: Evidence, found: Findings): void {
-  orphans(mysql, 'ledger', found);
+function ledgerAddsUp(sale: Sale, found: Findings): Check {
+  const { saleId, mysql } = sale;
   const balances = new Map<string, number>();
-  for (const [entryId, legs] of mysql.ledger) {
-    found.look();
-    let sum = 0;
-    for (const { account, amount } of legs) {
-      sum += amount;
-      balances.set(account, (balances.get(account) ?? 0) + amount);
-    }
-    if (sum === 0) continue;
-    const says = legs.map(({ account, amount }) => `${account} ${amount}`).join(', ');
-    found.breach(
-      { entry_id: entryId, legs: says, sum },
-      `the legs of this entry add up to ${sum}, not 0: ${says}`,
-    );
+  if (!sale.hasSnapshot)
+    found.cannot('changes of the ledger: needs --snapshot FILE, made while the sale ran');
+  return {
+    slice: (slice) => {
+      orphans(slice, 'ledger', found);
+      for (const [entryId, legs] of slice.ledger) {
+        found.look();
+        checkEntry(entryId, legs, found);
+        for (const { account, amount } of legs) balances.set(account, (balances.get(account) ?? 0) + amount);
+      }
+      for (const order of slice.orders) checkSale(order, slice, found);
+      compareWithSnapshot(slice, found);
+    },
+    finish: () => {
+      const { total, sold } = mysql.stock;
+      const booked = balances.get('sold') ?? 0;
+      if (booked !== sold) {
+        found.breach(
+          { sale_id: saleId, ledger: booked, sold },
+          `the ledger's balance of sold is ${booked}, sale_stock.sold is ${sold}`,
+        );
+      }
+      // An account's negative would be -0 where nothing was allotted.
+      const allotted = 0 - (balances.get('allotment') ?? 0);
+      if (allotted !== total) {
+        found.breach(
+          { sale_id: saleId, ledger: allotted, total },
+          `the ledger allotted ${allotted} units, sale_stock.total is ${total}`,
+        );
+      }
+    },
+  };
+}
+
+const describeLegs = (legs: readonly LedgerLeg[]) =>
+  legs.map(({ account, amount }) => `${account} ${amount}`).join(', ');
+
+function checkEntry(entryId: string, legs: readonly LedgerLeg[], found: Findings): void {
+  const sum = legs.reduce((total, { amount }) => total + amount, 0);
+  if (sum === 0) return;
+  const says = describeLegs(legs);
+  found.breach(
+    { entry_id: entryId, legs: says, sum },
+    `the legs of this entry add up to ${sum}, not 0: ${says}`,
+  );
+}
+
+function checkSale(order: OrderRow, slice: Slice, found: Findings): void {
+  const { orderId, state, quantity } = order;
+  const { sales } = movementsOf(order, slice);
+  const wanted = LIVE.has(state) || RETURNED.has(state) ? 1 : 0;
+  const witness = { order_id: orderId, state, entries: sales.map(({ entryId }) => entryId).join(' ') };
+  if (sales.length !== wanted) {
+    found.breach(witness, `is ${state} and should have ${wanted} sale in the ledger, it has ${sales.length}`);
   }
-  for (const order of mysql.orders) {
-    const { orderId, state, quantity } = order;
-    const { sales } = movementsOf(order, mysql);
-    const wanted = LIVE.has(state) || RETURNED.has(state) ? 1 : 0;
-    const witness = { order_id: orderId, state, entries: sales.map(({ entryId }) => entryId).join(' ') };
-    if (sales.length !== wanted) {
-      found.breach(
-        witness,
-        `is ${state} and should have ${wanted} sale in the ledger, it has ${sales.length}`,
-      );
-    }
-    for (const entry of sales) {
-      const fault = whyNotMoved(entry, { from: 'held', to: 'sold', units: quantity });
-      if (fault !== null) found.breach({ ...witness, entry_id: entry.entryId }, `its sale ${fault}`);
-    }
-  }
-  const { total, sold } = mysql.stock;
-  const booked = balances.get('sold') ?? 0;
-  if (booked !== sold) {
-    found.breach(
-      { sale_id: saleId, ledger: booked, sold },
-      `the ledger's balance of sold is ${booked}, sale_stock.sold is ${sold}`,
-    );
-  }
-  const allotted = -(balances.get('allotment') ?? 0);
-  if (allotted !== total) {
-    found.breach(
-      { sale_id: saleId, ledger: allotted, total },
-      `the ledger allotted ${allotted} units, sale_stock.total is ${total}`,
-    );
+  for (const entry of sales) {
+    const fault = whyNotMoved(entry, { from: 'held', to: 'sold', units: quantity });
+    if (fault !== null) found.breach({ ...witness, entry_id: entry.entryId }, `its sale ${fault}`);
   }
 }
 
-function orphans(
-  mysql: MysqlEvidence,
-  table: MysqlEvidence['orphans'][number]['table'],
-  found: Findings,
-): void {
-  for (const orphan of mysql.orphans) {
+/** The ledger is only ever appended to: whatever it said in the middle of the sale it says still. */
+function compareWithSnapshot({ ledger, snapshot }: Slice, found: Findings): void {
+  for (const [entryId, before] of snapshot) {
+    found.look();
+    const now = ledger.get(entryId) ?? [];
+    for (const leg of before) {
+      const same = now.some(
+        ({ account, amount, orderId, atMs }) =>
+          account === leg.account && amount === leg.amount && orderId === leg.orderId && atMs === leg.atMs,
+      );
+      if (same) continue;
+      found.breach(
+        { entry_id: entryId, account: leg.account, before: leg.amount, now: describeLegs(now) || null },
+        `a leg of the ledger was changed or removed since the snapshot: ${leg.account} ${leg.amount}`,
+      );
+    }
+  }
+}
+
+function orphans(slice: Slice, table: Orphan['table'], found: Findings): void {
+  for (const orphan of slice.orphans) {
     if (orphan.table !== table) continue;
     found.breach(
       { table, order_id: orphan.orderId },
@@ -247,9 +276,17 @@ function orphans(
 
 /** I17 to I21: prices, history, money and books. */
 export const ORDER_INVARIANTS: readonly Invariant[] = [
-  { id: 'I17', says: 'every order has the price of its sale', check: priceOfTheSale },
-  { id: 'I18', says: 'every order took allowed edges, and all are on record', check: historyIsWhole },
-  { id: 'I19', says: 'paid in time or timed out, and no money without an order', check: paidOrTimedOut },
-  { id: 'I20', says: 'units of an ended order went back exactly once', check: returnedOnce },
-  { id: 'I21', says: 'every order is in the ledger, and the ledger adds up', check: ledgerAddsUp },
+  { id: 'I17', says: 'every order has the price of its sale', begin: bySlice(priceOfTheSale) },
+  {
+    id: 'I18',
+    says: 'every order took allowed edges, and all are on record',
+    begin: bySlice(historyIsWhole),
+  },
+  {
+    id: 'I19',
+    says: 'paid in time or timed out, and no money without an order',
+    begin: bySlice(paidOrTimedOut),
+  },
+  { id: 'I20', says: 'units of an ended order went back exactly once', begin: bySlice(returnedOnce) },
+  { id: 'I21', says: 'every order is in the ledger, and the ledger adds up', begin: ledgerAddsUp },
 ];

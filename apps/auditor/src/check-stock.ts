@@ -1,5 +1,13 @@
-import { type BucketEvidence, type Evidence, type OrderRow, type RedisAttempt } from './evidence.js';
-import type { Findings, Invariant } from './findings.js';
+import type {
+  BucketEvidence,
+  OrderRow,
+  RedisAttempt,
+  RedisFigures,
+  Sale,
+  ShopperSlice,
+  Slice,
+} from './evidence.js';
+import type { Check, Findings, Invariant } from './findings.js';
 import { homeBucketOf, LIVE } from './grammar.js';
 
 /** Redis keeps what it knows of an ended attempt at least this long. */
@@ -27,19 +35,27 @@ export function liveUnits(orders: readonly OrderRow[]): number {
   return sumOf(orders, ({ state, quantity }) => (LIVE.has(state) ? quantity : 0));
 }
 
-function noOversell({ saleId, mysql: { stock, orders } }: Evidence, found: Findings): void {
-  const live = liveUnits(orders);
-  const witness = { sale_id: saleId, total: stock.total, sold: stock.sold, liveUnits: live };
-  found.look(orders.length + 1);
-  if (live > stock.total) found.breach(witness, `${live} units are sold of ${stock.total}: oversold`);
-  if (stock.sold !== live)
-    found.breach(witness, `sale_stock.sold is ${stock.sold}, but the live orders add up to ${live}`);
-  if (stock.sold < 0 || stock.sold > stock.total) {
-    found.breach(witness, `sale_stock.sold is ${stock.sold}, outside 0 to ${stock.total}`);
-  }
+function noOversell({ saleId, mysql }: Sale, found: Findings): Check {
+  const { total, sold } = mysql.stock;
+  let live = 0;
+  found.look();
+  return {
+    slice: ({ orders }) => {
+      found.look(orders.length);
+      live += liveUnits(orders);
+    },
+    finish: () => {
+      const witness = { sale_id: saleId, total, sold, liveUnits: live };
+      if (live > total) found.breach(witness, `${live} units are sold of ${total}: oversold`);
+      if (sold !== live)
+        found.breach(witness, `sale_stock.sold is ${sold}, but the live orders add up to ${live}`);
+      if (sold < 0 || sold > total)
+        found.breach(witness, `sale_stock.sold is ${sold}, outside 0 to ${total}`);
+    },
+  };
 }
 
-function bucketsConserve({ redis }: Evidence, found: Findings): void {
+function bucketsConserve({ redis, mysql }: Sale, found: Findings): void {
   const present = redis.buckets.filter((bucket) => bucket.present);
   found.look(present.length);
   for (const { bucket, account } of present) {
@@ -52,7 +68,7 @@ function bucketsConserve({ redis }: Evidence, found: Findings): void {
     if (had !== has)
       found.breach(witness, `it got ${had} units (initial + in − out), but accounts for ${has}`);
   }
-  const inFlight = unitsInFlight(present, found);
+  const inFlight = unitsInFlight(present, { wasRebuilt: mysql.sale.epoch > 1 }, found);
   const balance = sumOf(present, ({ account }) => account.in - account.out);
   if (balance + inFlight !== 0) {
     found.breach(
@@ -62,8 +78,15 @@ function bucketsConserve({ redis }: Evidence, found: Findings): void {
   }
 }
 
-/** Units that left one bucket and have not arrived in another; notes halves that do not fit each other. */
-function unitsInFlight(buckets: readonly BucketEvidence[], found: Findings): number {
+/**
+ * Units that left one bucket and have not arrived in another; notes halves that do not fit each other. A bucket that was lost
+ * and built anew has forgotten its halves, and what it sent or got is counted as its beginning.
+ */
+function unitsInFlight(
+  buckets: readonly BucketEvidence[],
+  { wasRebuilt }: { wasRebuilt: boolean },
+  found: Findings,
+): number {
   const sent = new Map<string, { bucket: number; kind: string; units: number }>();
   const received = new Map<string, { bucket: number; units: number }>();
   for (const { bucket, transfers } of buckets) {
@@ -76,7 +99,7 @@ function unitsInFlight(buckets: readonly BucketEvidence[], found: Findings): num
   for (const [id, { bucket, kind, units }] of sent) {
     const arrived = received.get(id);
     if (!arrived && kind === 'out') inFlight += units;
-    if (!arrived && kind === 'done') {
+    if (!arrived && kind === 'done' && !wasRebuilt) {
       found.breach({ transfer: id, source: bucket, units }, `transfer ${id} is done, but arrived nowhere`);
     }
     if (arrived && arrived.units !== units) {
@@ -87,7 +110,7 @@ function unitsInFlight(buckets: readonly BucketEvidence[], found: Findings): num
     }
   }
   for (const [id, { bucket, units }] of received) {
-    if (sent.has(id)) continue;
+    if (sent.has(id) || wasRebuilt) continue;
     found.breach(
       { transfer: id, destination: bucket, units },
       `transfer ${id} arrived, but left from nowhere`,
@@ -96,23 +119,35 @@ function unitsInFlight(buckets: readonly BucketEvidence[], found: Findings): num
   return inFlight;
 }
 
-function storesAgree({ saleId, mysql, redis }: Evidence, found: Findings): void {
-  if (WITHOUT_BUCKETS.has(mysql.sale.phase)) return;
-  const { total, sold } = mysql.stock;
-  found.look(redis.buckets.length);
-  for (const { bucket, present } of redis.buckets) {
-    if (!present)
-      found.breach({ sale_id: saleId, bucket }, `bucket ${bucket} of a warmed-up sale is not in Redis`);
-  }
+/** Units by account, over all buckets. */
+export function unitsInRedis({ buckets }: RedisFigures) {
   const sum = (field: 'initial' | 'free' | 'held' | 'queued' | 'sold') =>
-    sumOf(redis.buckets, ({ account }) => account[field] || 0);
-  const sums = {
+    sumOf(buckets, ({ account }) => account[field] || 0);
+  return {
     initial: sum('initial'),
     free: sum('free'),
     held: sum('held'),
     queued: sum('queued'),
     sold: sum('sold'),
   };
+}
+
+function storesAgree({ saleId, mysql, redis }: Sale, found: Findings): void {
+  if (WITHOUT_BUCKETS.has(mysql.sale.phase)) return;
+  const { total, sold } = mysql.stock;
+  const { allotment } = mysql.sale;
+  found.look(redis.buckets.length);
+  if (total !== allotment) {
+    found.breach(
+      { sale_id: saleId, total, allotment },
+      `sale_stock.total is ${total}, the sale's allotment ${allotment}`,
+    );
+  }
+  for (const { bucket, present } of redis.buckets) {
+    if (!present)
+      found.breach({ sale_id: saleId, bucket }, `bucket ${bucket} of a warmed-up sale is not in Redis`);
+  }
+  const sums = unitsInRedis(redis);
   const witness = { sale_id: saleId, total, mysqlSold: sold, ...sums };
   if (sums.initial !== total)
     found.breach(witness, `the buckets were given ${sums.initial} units of ${total}`);
@@ -125,45 +160,50 @@ function storesAgree({ saleId, mysql, redis }: Evidence, found: Findings): void 
   if (sums.sold !== sold) found.breach(witness, `Redis says ${sums.sold} units are sold, MySQL ${sold}`);
 }
 
-function holdsAddUp(evidence: Evidence, found: Findings): void {
-  const { redis, mysql } = evidence;
+function holdsAddUp({ redis }: Sale, found: Findings): Check {
   const unitsOf = new Map<string, number>();
-  found.look(redis.attempts.size);
-  for (const { bucket, state, quantity } of redis.attempts.values()) {
-    const place = `${bucket}/${FIELD_OF_STATE[state] ?? ''}`;
-    unitsOf.set(place, (unitsOf.get(place) ?? 0) + quantity);
-  }
-  for (const { bucket, present, account } of redis.buckets) {
-    if (!present) continue;
-    for (const field of ['held', 'queued', 'sold'] as const) {
-      const units = unitsOf.get(`${bucket}/${field}`) ?? 0;
-      if (units === account[field]) continue;
-      found.breach(
-        { bucket, [field]: account[field], attempts: units },
-        `the account says ${account[field]} units are ${field}, its attempts add up to ${units}`,
-      );
-    }
-  }
-  for (const attempt of redis.attempts.values()) checkHold(attempt, evidence, found);
-  for (const order of mysql.orders) {
-    if (!LIVE.has(order.state) || redis.attempts.has(order.orderId)) continue;
-    found.breach(
-      { order_id: order.orderId, state: order.state },
-      'an order counts as sold, but Redis has no such attempt',
-    );
-  }
-  checkIssuedTokens(evidence, found);
+  return {
+    slice: (slice) => {
+      found.look(slice.holds.size);
+      for (const attempt of slice.holds.values()) {
+        const place = `${attempt.bucket}/${FIELD_OF_STATE[attempt.state] ?? ''}`;
+        unitsOf.set(place, (unitsOf.get(place) ?? 0) + attempt.quantity);
+        checkHold(attempt, slice, found);
+      }
+      for (const order of slice.orders) {
+        if (!LIVE.has(order.state) || slice.holds.has(order.orderId)) continue;
+        found.breach(
+          { order_id: order.orderId, state: order.state },
+          'an order counts as sold, but Redis has no such attempt',
+        );
+      }
+      checkIssuedTokens(slice, found);
+    },
+    finish: () => {
+      for (const { bucket, present, account } of redis.buckets) {
+        if (!present) continue;
+        for (const field of ['held', 'queued', 'sold'] as const) {
+          const units = unitsOf.get(`${bucket}/${field}`) ?? 0;
+          if (units === account[field]) continue;
+          found.breach(
+            { bucket, [field]: account[field], attempts: units },
+            `the account says ${account[field]} units are ${field}, its attempts add up to ${units}`,
+          );
+        }
+      }
+    },
+  };
 }
 
-function checkHold(attempt: RedisAttempt, { mysql }: Evidence, found: Findings): void {
+function checkHold(attempt: RedisAttempt, { sale, ordersById }: Slice, found: Findings): void {
   const { attemptId, bucket, state, shopperId, quantity } = attempt;
-  const order = mysql.ordersById.get(attemptId);
+  const order = ordersById.get(attemptId);
   const witness = { attemptId, bucket, redis: state, quantity, mysql: order?.state ?? null };
   if (!/^[HhQqCV]$/.test(state) || !Number.isInteger(quantity) || quantity < 1) {
     found.breach(witness, 'the attempt in Redis is not in any state that the protocol knows');
     return;
   }
-  const home = homeBucketOf(shopperId, mysql.sale.bucketCount);
+  const home = homeBucketOf(shopperId, sale.mysql.sale.bucketCount);
   if (bucket !== home)
     found.breach({ ...witness, home }, `the attempt lies outside its shopper's bucket ${home}`);
   if (order && order.quantity !== quantity) {
@@ -185,14 +225,14 @@ function checkHold(attempt: RedisAttempt, { mysql }: Evidence, found: Findings):
 }
 
 /** A token that was handed out stands for a hold, and Redis remembers it unless the stock was built anew. */
-function checkIssuedTokens({ log, redis, mysql }: Evidence, found: Findings): void {
-  if (!log || mysql.sale.epoch > 1) return;
+function checkIssuedTokens({ sale, logged, holds }: Slice, found: Findings): void {
+  if (!logged || sale.mysql.sale.epoch > 1) return;
   const keptSinceMs = Date.now() - ATTEMPT_KEPT_MS;
-  for (const [attemptId, { tokens }] of log.attempts) {
+  for (const [attemptId, { tokens }] of logged) {
     const claims = tokens[0]?.claims;
     if (!claims || claims.issuedAtMs < keptSinceMs) continue;
     found.look();
-    const hold = redis.attempts.get(attemptId);
+    const hold = holds.get(attemptId);
     if (!hold) {
       found.breach(
         { attemptId, issuedAtMs: claims.issuedAtMs },
@@ -207,28 +247,25 @@ function checkIssuedTokens({ log, redis, mysql }: Evidence, found: Findings): vo
   }
 }
 
-function withinLimit({ mysql, redis }: Evidence, found: Findings): void {
-  const { limitPerShopper, bucketCount } = mysql.sale;
-  const live = new Map<string, number>();
-  for (const { shopperId, state, quantity } of mysql.orders) {
-    if (LIVE.has(state)) live.set(shopperId, (live.get(shopperId) ?? 0) + quantity);
-  }
-  const inRedis = new Map(redis.shoppers.map((shopper) => [shopper.shopperId, shopper]));
-  const shoppers = new Set([...live.keys(), ...mysql.quota.keys(), ...inRedis.keys()]);
+function withinLimit(slice: ShopperSlice, found: Findings): void {
+  const { sale, live, quota, redis } = slice;
+  const { limitPerShopper, bucketCount } = sale.mysql.sale;
+  const shoppers = new Set([...live.keys(), ...quota.keys(), ...redis.keys()]);
   found.look(shoppers.size);
   for (const shopperId of shoppers) {
     const has = live.get(shopperId) ?? 0;
-    const quota = mysql.quota.get(shopperId) ?? 0;
-    const usage = inRedis.get(shopperId);
+    const quotaUsed = quota.get(shopperId) ?? 0;
+    const usage = redis.get(shopperId);
     const witness = {
       shopper_id: shopperId,
       liveUnits: has,
-      quotaUsed: quota,
+      quotaUsed,
       redisUsed: usage?.used ?? null,
       limit: limitPerShopper,
     };
     if (has > limitPerShopper) found.breach(witness, `has ${has} units, the limit is ${limitPerShopper}`);
-    if (quota !== has) found.breach(witness, `quota.used is ${quota}, the live orders add up to ${has}`);
+    if (quotaUsed !== has)
+      found.breach(witness, `quota.used is ${quotaUsed}, the live orders add up to ${has}`);
     if ((usage?.used ?? 0) !== has) {
       found.breach(witness, `Redis counts ${usage?.used ?? 0} units used, the live orders add up to ${has}`);
     }
@@ -238,11 +275,20 @@ function withinLimit({ mysql, redis }: Evidence, found: Findings): void {
   }
 }
 
+/** A check of what is known of the sale as a whole. */
+const atOnce =
+  (look: (sale: Sale, found: Findings) => void): Invariant['begin'] =>
+  (sale, found) => ({ finish: () => look(sale, found) });
+
 /** I1 to I4 and I14: units and who has them. */
 export const STOCK_INVARIANTS: readonly Invariant[] = [
-  { id: 'I1', says: 'nothing is oversold: live orders add up to what is sold', check: noOversell },
-  { id: 'I2', says: 'no bucket gains or loses a unit, transfers included', check: bucketsConserve },
-  { id: 'I3', says: 'Redis and MySQL agree on what is free and sold', check: storesAgree },
-  { id: 'I4', says: 'every held, queued and sold unit belongs to one attempt', check: holdsAddUp },
-  { id: 'I14', says: 'nobody has more than the limit', check: withinLimit },
+  { id: 'I1', says: 'nothing is oversold: live orders add up to what is sold', begin: noOversell },
+  { id: 'I2', says: 'no bucket gains or loses a unit, transfers included', begin: atOnce(bucketsConserve) },
+  { id: 'I3', says: 'Redis and MySQL agree on what is free and sold', begin: atOnce(storesAgree) },
+  { id: 'I4', says: 'every held, queued and sold unit belongs to one attempt', begin: holdsAddUp },
+  {
+    id: 'I14',
+    says: 'nobody has more than the limit',
+    begin: (_sale, found) => ({ shoppers: (slice) => withinLimit(slice, found) }),
+  },
 ];

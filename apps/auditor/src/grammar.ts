@@ -30,6 +30,7 @@ export function bucketKeys(saleId: string, bucket: number) {
     account: `${tag}:account`,
     attempts: `${tag}:attempts`,
     shoppers: `${tag}:shoppers`,
+    deadlines: `${tag}:deadlines`,
     transfers: `${tag}:transfers`,
   };
 }
@@ -39,6 +40,8 @@ export const DEAD_LETTER_HEADERS = {
   topic: 'dlq-topic',
   partition: 'dlq-partition',
   offset: 'dlq-offset',
+  cause: 'dlq-cause',
+  schema: 'dlq-schema',
 } as const;
 
 /** A row in one of these states counts as sold. */
@@ -62,6 +65,37 @@ export const EDGES: Readonly<Record<string, readonly string[]>> = {
 /** Why an attempt may have ended without an order. */
 export const REJECTION_REASONS: ReadonlySet<string> = new Set(['limit', 'sold_out', 'poison']);
 export const EXPIRY_REASONS: ReadonlySet<string> = new Set(['hold_expired', 'released', 'lost']);
+
+/** In which an entry ends for good, and an order. */
+export const ENTRY_ENDS: ReadonlySet<string> = new Set(['expired', 'released', 'sold_out']);
+export const ORDER_ENDS: ReadonlySet<string> = new Set([
+  'expired',
+  'rejected',
+  'cancelled',
+  'unpaid',
+  'refunded',
+]);
+
+/**
+ * Whether an entry seen in one state may be seen in another later. An order whose record nobody knows of is checked, and shows
+ * as granted again meanwhile.
+ */
+export function entryMayFollow(earlier: string, later: string): boolean {
+  if (earlier === later || earlier === 'waiting') return true;
+  if (ENTRY_ENDS.has(earlier)) return false;
+  return later !== 'waiting' && later !== 'sold_out';
+}
+
+/** Every code that a problem document may have. */
+export const PROBLEM_CODES: ReadonlySet<string> = new Set(
+  (
+    'malformed unauthenticated invalid_token payment_declined forbidden challenge_required blocked not_found ' +
+    'method_not_allowed sale_not_open sale_closed sale_paused limit_reached entry_exists not_enough_left ' +
+    'already_ordered order_expired not_payable not_cancellable in_progress challenge_used sold_out token_expired ' +
+    'too_large unsupported_media_type invalid idempotency_key_reused rate_limited headers_too_large unavailable ' +
+    'enqueue_unknown'
+  ).split(' '),
+);
 
 /** Whether an order seen in one state may be seen in another later, by any number of edges (or none). */
 export function mayFollow(earlier: string, later: string): boolean {

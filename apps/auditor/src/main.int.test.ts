@@ -62,13 +62,15 @@ describe('audit', () => {
     expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
     expect(stdout).toContain(`Sale ${sale.saleId}: 9 of ${TOTAL} units sold (oversold 0, undersold 11)`);
     expect(stdout).toMatch(/^I1 +nothing is oversold.* ok +\d+ looked at$/m);
-    expect(stdout).toMatch(/^Clean: 18 of 18 invariants had something to look at, none is broken\.$/m);
+    expect(stdout).toMatch(/^Clean: 28 of 29 invariants had something to look at, none is broken\.$/m);
+    expect(stdout).toMatch(/^ +I28 +needs the services’ metrics: --metrics URL/m);
   });
 
   it('says which invariants looked at nothing when there is no log', async () => {
     const { code, stdout } = await audit(['--sale', sale.saleId]);
     expect(code).toBe(0);
     expect(stdout).toMatch(/^I6 .* – +looked at nothing$/m);
+    expect(stdout).toMatch(/^ +I6 +needs the crowd’s log: --log FILE$/m);
   });
 
   it('ends with 1, names what is broken and shows a witness', async () => {
@@ -98,9 +100,17 @@ describe('audit', () => {
       lost: 0,
       duplicates: 0,
       duplicateRecords: 1,
-      refused: { enqueue_unknown: 2, sold_out: 1, rate_limited: 1, sale_closed: 1 },
+      refused: expect.objectContaining({ enqueue_unknown: 2, sold_out: 1 }),
       latencyMs: { entry: percentiles, order: percentiles, acceptedToWritten: percentiles },
-      invariants: { checked: 18, broken: ['I14'] },
+      books: expect.objectContaining({ mysql: expect.objectContaining({ total: TOTAL, sold: 9, paid: 6 }) }),
+      invariants: {
+        checked: 28,
+        broken: ['I14'],
+        unchecked: [
+          { id: 'I21', why: expect.stringContaining('--snapshot') },
+          { id: 'I28', why: expect.stringContaining('--metrics') },
+        ],
+      },
       breaches: [
         expect.objectContaining({
           invariant: 'I14',
@@ -111,6 +121,18 @@ describe('audit', () => {
       ],
       breachCounts: { I14: 2 },
     });
+  });
+
+  it('copies the ledger while the sale runs, and later says what was changed in it', async () => {
+    const file = join(sale.folder, 'ledger.jsonl');
+    const taken = await audit(['--sale', sale.saleId, '--take-snapshot', file]);
+    expect(taken).toMatchObject({ code: 0, stderr: '' });
+    expect(taken.stdout).toMatch(/has the \d+ legs of the ledger/);
+    expect((await audit(['--sale', sale.saleId, '--snapshot', file])).code).toBe(0);
+    await sale.sql("DELETE FROM ledger WHERE entry_id LIKE '%:return'");
+    const { code, stdout } = await audit(['--sale', sale.saleId, '--snapshot', file]);
+    expect(code).toBe(1);
+    expect(stdout).toMatch(/a leg of the ledger was changed or removed since the snapshot/);
   });
 
   it.each([
@@ -125,9 +147,21 @@ describe('audit', () => {
       { MYSQL_URL: 'mysql://root@127.0.0.1:1/' },
       /database’s name/,
     ],
-    ['no log', ['--sale', 's', '--log', '/no/such/log'], {}, /log \/no\/such\/log cannot be read.*--log/],
+    ['a time that is none', ['--sale', 's', '--healed-at', 'noon'], {}, /--healed-at must be milliseconds/],
   ])('ends with 2 and says what to do: %s', async (_name, args, env, message) => {
     const { code, stdout, stderr } = await audit(args, { ...sale.env, ...env });
+    expect({ code, stdout }).toEqual({ code: 2, stdout: '' });
+    expect(stderr).toMatch(message);
+  });
+
+  it.each([
+    ['no log', '--log', '/no/such/log', /log \/no\/such\/log cannot be read.*--log/],
+    ['no snapshot', '--snapshot', '/no/such/file', /snapshot \/no\/such\/file cannot be read.*--snapshot/],
+    ['a snapshot that is none', '--snapshot', MAIN, /is no snapshot of the ledger of aud-.*--take-snapshot/],
+    ['no folder', '--take-snapshot', '/no/such/file', /cannot be written.*--take-snapshot/],
+    ['no metrics', '--metrics', 'http://127.0.0.1:1/metrics', /metrics at http.* cannot be read.*--metrics/],
+  ])('ends with 2 and says what to do: %s', async (_name, option, value, message) => {
+    const { code, stdout, stderr } = await audit(['--sale', sale.saleId, option, value]);
     expect({ code, stdout }).toEqual({ code: 2, stdout: '' });
     expect(stderr).toMatch(message);
   });

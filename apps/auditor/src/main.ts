@@ -1,21 +1,32 @@
 import { parseArgs } from 'node:util';
 import { readStoreAddresses, UsageError } from './env.js';
-import { judge } from './invariants.js';
-import { buildEvidence, type EvidenceOptions } from './read-stores.js';
-import { renderReport, verdictOf } from './report.js';
+import { auditSale } from './audit.js';
+import { MysqlReader } from './read-mysql.js';
+import type { EvidenceOptions } from './read-stores.js';
+import { renderReport } from './report.js';
+import { takeSnapshot } from './snapshot.js';
 
 /**
- * `audit --sale ID [--log FILE.jsonl] [--json] [--quiet-wait-ms N] [--faults]`: checks one sale after the fact and changes
- * nothing. Exit code 0: clean. 1: an invariant is broken. 2: called wrongly, or a store cannot be read.
+ * `audit --sale ID [options]`: checks one sale after the fact and changes nothing. Exit code 0: clean. 1: an invariant is
+ * broken. 2: called wrongly, or a store cannot be read.
  */
-const USAGE = `Usage: npm run audit -- --sale ID [--log FILE.jsonl] [--json] [--quiet-wait-ms N] [--faults]
+const USAGE = `Usage: npm run audit -- --sale ID [--log FILE.jsonl] [--json] [--quiet-wait-ms N] [--faults [--healed-at MS]]
+                             [--metrics URL]… [--snapshot FILE]
+       npm run audit -- --sale ID --take-snapshot FILE
 
-  --sale ID          the sale to check
-  --log FILE         what the crowd sent and was answered, one JSON object per exchange (see read-log.ts);
-                     without it, what only the crowd can know is not checked
-  --json             the verdict as one JSON object on the last line of stdout
-  --quiet-wait-ms N  how long to wait for the sale to come to rest (default 30000)
-  --faults           faults were injected: an order may be refused visibly after its 202
+  --sale ID            the sale to check
+  --log FILE           what the crowd sent and was answered, one JSON object per exchange (see read-log.ts);
+                       without it, what only the crowd can know is not checked, and the report says what that is
+  --metrics URL        a service's metrics, e.g. http://127.0.0.1:9464/metrics; once for each process that runs
+  --snapshot FILE      the ledger as it was in the middle of the sale: nothing of it may have changed since
+  --take-snapshot FILE writes such a file and checks nothing
+  --faults             faults were injected: an order may be refused visibly after its 202, and processes may have ended
+  --healed-at MS       when the last fault was healed, in milliseconds since 1970; from then on times are judged
+  --json               the verdict as one JSON object on the last line of stdout
+  --quiet-wait-ms N    how long to wait for the sale to come to rest (default 30000)
+
+It only reads: MySQL in one read-only snapshot, Redis without writing scripts, Kafka without committing an offset. What it cannot
+keep in memory it puts aside in files in the folder of TMPDIR (about 2 kB for an attempt), and removes them.
 
 The stores: REDIS_URL or REDIS_CLUSTER_NODES, KAFKA_BROKERS, MYSQL_URL; and, where they differ from the services' defaults,
 ORDERS_TOPIC, ORDERS_DLQ_TOPIC, ORDERS_GROUP. With PURCHASE_TOKEN_KEYS the signatures of the tokens are verified too.`;
@@ -24,6 +35,8 @@ const DEFAULT_QUIET_WAIT_MS = 30_000;
 
 interface Arguments extends EvidenceOptions {
   readonly json: boolean;
+  /** Where a copy of the ledger is to be written; `null` for an audit. */
+  readonly takeSnapshot: string | null;
 }
 
 function readArguments(args: readonly string[]): Arguments | 'help' {
@@ -37,6 +50,10 @@ function readArguments(args: readonly string[]): Arguments | 'help' {
         json: { type: 'boolean', default: false },
         'quiet-wait-ms': { type: 'string', default: String(DEFAULT_QUIET_WAIT_MS) },
         faults: { type: 'boolean', default: false },
+        'healed-at': { type: 'string' },
+        metrics: { type: 'string', multiple: true, default: [] },
+        snapshot: { type: 'string' },
+        'take-snapshot': { type: 'string' },
         help: { type: 'boolean', default: false },
       },
     }));
@@ -52,8 +69,16 @@ function readArguments(args: readonly string[]): Arguments | 'help' {
   if (!/^\d{1,7}$/.test(values['quiet-wait-ms'])) {
     throw new UsageError(`--quiet-wait-ms must be a number of milliseconds below 10,000,000\n\n${USAGE}`);
   }
+  const healedAt = values['healed-at'];
+  if (healedAt !== undefined && !/^\d{13}$/.test(healedAt)) {
+    throw new UsageError(`--healed-at must be milliseconds since 1970, e.g. ${Date.now()}\n\n${USAGE}`);
+  }
   return {
     saleId: values.sale ?? '',
+    healedAtMs: healedAt === undefined ? null : Number(healedAt),
+    metricsUrls: values.metrics,
+    snapshotFile: values.snapshot ?? null,
+    takeSnapshot: values['take-snapshot'] ?? null,
     logFile: values.log ?? null,
     json: values.json,
     quietWaitMs: Number(values['quiet-wait-ms']),
@@ -68,12 +93,29 @@ async function main(args: readonly string[]): Promise<number> {
     console.log(USAGE);
     return 0;
   }
-  const evidence = await buildEvidence(options, readStoreAddresses());
-  const judgements = judge(evidence);
-  const verdict = verdictOf(evidence, judgements);
-  console.log(renderReport(verdict, evidence, judgements));
+  const addresses = readStoreAddresses();
+  if (options.takeSnapshot !== null) {
+    const legs = await copyLedger(options.takeSnapshot, options.saleId, addresses.mysqlUrl);
+    console.log(
+      `${options.takeSnapshot} has the ${legs} legs of the ledger of ${options.saleId} as they are now.`,
+    );
+    return 0;
+  }
+  const { sale, judgements, verdict } = await auditSale(options, addresses);
+  console.log(renderReport(verdict, sale, judgements));
   if (options.json) console.log(JSON.stringify(verdict));
   return verdict.invariants.broken.length === 0 ? 0 : 1;
+}
+
+async function copyLedger(file: string, saleId: string, mysqlUrl: string): Promise<number> {
+  const mysql = new MysqlReader(mysqlUrl);
+  try {
+    await mysql.connect();
+    await mysql.bucketCount(saleId);
+    return await takeSnapshot(file, saleId, mysql);
+  } finally {
+    await mysql.close();
+  }
 }
 
 // kafkajs computes a negative time-out on every connection, which Node 24 warns of; it means nothing.

@@ -1,8 +1,16 @@
 import { randomBytes } from 'node:crypto';
 import { Kafka, logLevel, type Admin, type IHeaders, type KafkaMessage } from 'kafkajs';
 import { UsageError, type StoreAddresses } from './env.js';
-import type { KafkaEvidence, PartitionEvidence, RecordedAttempt } from './evidence.js';
-import { DEAD_LETTER_HEADERS, isAttemptOf, readJson, readToken, type TokenKeys } from './grammar.js';
+import type { DeadLetterRecord, KafkaFigures, PartitionEvidence, RecordPosition } from './evidence.js';
+import {
+  DEAD_LETTER_HEADERS,
+  isAttemptOf,
+  readJson,
+  readToken,
+  type SeenToken,
+  type TokenKeys,
+} from './grammar.js';
+import type { Spill } from './spill.js';
 
 /** Reading is given up when nothing comes for this long although the end was not reached. */
 const SILENCE_MS = 20_000;
@@ -71,53 +79,65 @@ export class KafkaReader {
   }
 
   /**
-   * Dumps what both topics hold of one sale, up to their ends at this moment.
+   * Reads what both topics hold of one sale, up to their ends at this moment; records of orders are put aside.
    *
+   * @param sinceMs nothing of the sale is older: reading begins there, however long the topic keeps what others sold
    * @param partitions as they were before the rows were read: the committed offsets must be older than the rows
    */
   async read(
-    saleId: string,
-    partitions: readonly PartitionEvidence[],
-    keys: TokenKeys | null,
-  ): Promise<KafkaEvidence> {
-    const { ordersTopic, deadLetterTopic } = this.addresses;
-    const orders = new OrderRecords(saleId, keys);
-    const deadLetters = new DeadLetters(saleId, ordersTopic);
-    await this.dump([ordersTopic, deadLetterTopic], (topic, partition, message) =>
-      topic === ordersTopic ? orders.add(partition, message) : deadLetters.add(message),
-    );
-    return {
+    {
+      saleId,
+      sinceMs,
       partitions,
-      recorded: orders.recorded,
-      recordCount: orders.count,
-      deadLetterOrigins: deadLetters.origins,
-      deadLetterAttempts: deadLetters.attempts,
-    };
+    }: { saleId: string; sinceMs: number; partitions: readonly PartitionEvidence[] },
+    spill: Spill,
+  ): Promise<KafkaFigures> {
+    const { ordersTopic, deadLetterTopic, tokenKeys } = this.addresses;
+    const deadLetters: DeadLetterRecord[] = [];
+    let recordCount = 0;
+    await this.dump([ordersTopic, deadLetterTopic], sinceMs, (topic, partition, message) => {
+      if (topic === deadLetterTopic) {
+        const letter = deadLetterOf(saleId, message);
+        if (letter) deadLetters.push(letter);
+        return;
+      }
+      const record = recordOf(saleId, partition, message, tokenKeys);
+      if (!record) return;
+      recordCount += 1;
+      spill.put('record', spill.slices.of(record.key), record);
+    });
+    // How many different keys there are is known when the last slice was looked at.
+    return { partitions, recordCount, deadLetters };
   }
 
   async close(): Promise<void> {
     await this.admin.disconnect();
   }
 
-  private async dump(topics: string[], see: See): Promise<void> {
-    const missing = new Map<string, number>();
+  private async dump(topics: string[], sinceMs: number, see: See): Promise<void> {
+    const stretches = new Map<string, Stretch>();
     for (const topic of topics) {
+      const since = await this.admin.fetchTopicOffsetsByTimestamp(topic, sinceMs);
+      const offsets = new Map(since.map(({ partition, offset }) => [partition, offset]));
       for (const { partition, low, high } of await this.admin.fetchTopicOffsets(topic)) {
-        if (Number(high) > Number(low)) missing.set(`${topic}/${partition}`, Number(high));
+        const next = Math.max(Number(low), Number(offsets.get(partition) ?? low));
+        const isLater = next > Number(low);
+        if (Number(high) > next)
+          stretches.set(`${topic}/${partition}`, { topic, partition, next, end: Number(high), isLater });
       }
     }
-    if (missing.size === 0) return;
+    if (stretches.size === 0) return;
     const groupId = `audit-${randomBytes(8).toString('hex')}`;
     try {
-      await this.consumeUntil(missing, { topics, groupId, see });
+      await this.consume(stretches, { topics, groupId, see });
     } finally {
       // An empty group disappears by itself after some days; where deleting is not allowed, that has to do.
       await this.admin.deleteGroups([groupId]).catch(() => undefined);
     }
   }
 
-  private async consumeUntil(
-    missing: Map<string, number>,
+  private async consume(
+    missing: Map<string, Stretch>,
     { topics, groupId, see }: { topics: string[]; groupId: string; see: See },
   ): Promise<void> {
     const consumer = this.kafka.consumer({
@@ -143,15 +163,24 @@ export class KafkaReader {
           eachBatch: ({ batch }) => {
             const { topic, partition, messages } = batch;
             silence.refresh();
-            const end = missing.get(`${topic}/${partition}`);
-            if (end === undefined) return Promise.resolve();
-            for (const message of messages) if (Number(message.offset) < end) see(topic, partition, message);
-            if (Number(batch.lastOffset()) + 1 >= end) missing.delete(`${topic}/${partition}`);
+            const stretch = missing.get(`${topic}/${partition}`);
+            if (!stretch) return Promise.resolve();
+            for (const message of messages) {
+              const offset = Number(message.offset);
+              // Before the consumer was moved to the start it may be shown what lies before, and some records twice.
+              if (offset < stretch.next || offset >= stretch.end) continue;
+              see(topic, partition, message);
+              stretch.next = offset + 1;
+            }
+            if (Number(batch.lastOffset()) + 1 >= stretch.end) missing.delete(`${topic}/${partition}`);
             if (missing.size === 0) resolve();
             return Promise.resolve();
           },
         });
         run.catch(reject);
+        for (const { topic, partition, next, isLater } of missing.values()) {
+          if (isLater) consumer.seek({ topic, partition, offset: String(next) });
+        }
       });
     } catch (error) {
       throw new UsageError(
@@ -164,69 +193,63 @@ export class KafkaReader {
   }
 }
 
+/** The part of a partition that is to be read. */
+interface Stretch {
+  readonly topic: string;
+  readonly partition: number;
+  next: number;
+  readonly end: number;
+  /** It begins after the oldest record that is kept. */
+  readonly isLater: boolean;
+}
+
 type See = (topic: string, partition: number, message: KafkaMessage) => void;
 
-/** Two retries of one order carry the same token; more different ones than this are a breach already. */
-const MAX_TOKENS = 4;
-
-class OrderRecords {
-  readonly recorded = new Map<string, RecordedAttempt>();
-  count = 0;
-
-  constructor(
-    private readonly saleId: string,
-    private readonly keys: TokenKeys | null,
-  ) {}
-
-  add(partition: number, message: KafkaMessage): void {
-    const key = message.key?.toString('utf8') ?? '';
-    const value = readJson(message.value?.toString('utf8') ?? '');
-    const token = typeof value?.['token'] === 'string' ? readToken(value['token'], this.keys) : null;
-    // A record under a foreign key is this sale's where its token says so; the invariants will ask why.
-    const ofKey = isAttemptOf(this.saleId, key);
-    const ofToken = token?.claims ? isAttemptOf(this.saleId, token.claims.attemptId) : false;
-    if (!ofKey && !ofToken) return;
-    this.count += 1;
-    let attempt = this.recorded.get(key);
-    if (!attempt) {
-      attempt = { positions: [], tokens: [] };
-      this.recorded.set(key, attempt);
-    }
-    attempt.positions.push({
-      partition,
-      offset: Number(message.offset),
-      timestampMs: Number(message.timestamp),
-    });
-    if (!token || attempt.tokens.length >= MAX_TOKENS) return;
-    if (!attempt.tokens.some(({ hash }) => hash === token.hash)) attempt.tokens.push(token);
-  }
+/** A record of the order topic as it is put aside. */
+export interface OrderRecord {
+  readonly key: string;
+  readonly at: RecordPosition;
+  readonly token: SeenToken | null;
 }
 
-class DeadLetters {
-  readonly origins = new Set<string>();
-  readonly attempts = new Set<string>();
-
-  constructor(
-    private readonly saleId: string,
-    private readonly ordersTopic: string,
-  ) {}
-
-  add({ key, headers }: KafkaMessage): void {
-    const id = key?.toString('utf8') ?? '';
-    if (isAttemptOf(this.saleId, id)) this.attempts.add(id);
-    if (header(headers, DEAD_LETTER_HEADERS.topic) !== this.ordersTopic) return;
-    const partition = header(headers, DEAD_LETTER_HEADERS.partition);
-    this.origins.add(`${partition}/${header(headers, DEAD_LETTER_HEADERS.offset)}`);
-  }
+/** `null` for a record of another sale. */
+function recordOf(
+  saleId: string,
+  partition: number,
+  message: KafkaMessage,
+  keys: TokenKeys | null,
+): OrderRecord | null {
+  const key = message.key?.toString('utf8') ?? '';
+  const value = readJson(message.value?.toString('utf8') ?? '');
+  const token = typeof value?.['token'] === 'string' ? readToken(value['token'], keys) : null;
+  // A record under a foreign key is this sale's where its token says so; the invariants will ask why.
+  const ofToken = token?.claims ? isAttemptOf(saleId, token.claims.attemptId) : false;
+  if (!isAttemptOf(saleId, key) && !ofToken) return null;
+  const { offset, timestamp } = message;
+  return { key, at: { partition, offset: Number(offset), timestampMs: Number(timestamp) }, token };
 }
 
-function header(headers: IHeaders | undefined, name: string): string {
+/** `null` for a dead letter that is surely of another sale. */
+function deadLetterOf(saleId: string, { key, headers }: KafkaMessage): DeadLetterRecord | null {
+  const text = key?.toString('utf8') ?? '';
+  const ofAnother = /^[A-Za-z0-9_-]{24,64}$/.test(text) && !isAttemptOf(saleId, text);
+  if (ofAnother) return null;
+  const of = (name: keyof typeof DEAD_LETTER_HEADERS) => header(headers, DEAD_LETTER_HEADERS[name]);
+  return {
+    key: text,
+    origin: `${of('topic') ?? ''}/${of('partition') ?? ''}/${of('offset') ?? ''}`,
+    cause: of('cause'),
+    schema: of('schema'),
+  };
+}
+
+function header(headers: IHeaders | undefined, name: string): string | null {
   const value = headers?.[name];
-  return (Array.isArray(value) ? value[0] : value)?.toString() ?? '';
+  return (Array.isArray(value) ? value.at(-1) : value)?.toString() ?? null;
 }
 
-function describe(missing: ReadonlyMap<string, number>): string {
-  return [...missing].map(([partition, end]) => `${partition} offset ${end}`).join(', ');
+function describe(missing: ReadonlyMap<string, Stretch>): string {
+  return [...missing].map(([partition, { end }]) => `${partition} offset ${end}`).join(', ');
 }
 
 function reasonOf(error: unknown): string {

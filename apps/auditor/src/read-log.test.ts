@@ -3,12 +3,17 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from '@jest/globals';
 import { UsageError } from './env.js';
-import type { LoggedAttempt, LogEvidence } from './evidence.js';
+import type { LogFigures, LoggedAttempt } from './evidence.js';
 import { attemptIdOf } from './grammar.js';
-import { readLog } from './read-log.js';
+import { loggedAttempts, readLog } from './read-log.js';
+import { Slices, Spill } from './spill.js';
 
 const folder = mkdtempSync(join(tmpdir(), 'audit-log-'));
-afterAll(() => rmSync(folder, { recursive: true }));
+const spills: Spill[] = [];
+afterAll(() => {
+  rmSync(folder, { recursive: true });
+  for (const spill of spills) spill.remove();
+});
 
 const ID = attemptIdOf('s', 'alice', 'k1');
 const LINE = {
@@ -25,13 +30,19 @@ const LINE = {
   code: '',
   state: '',
 };
-const line = (change: Partial<Record<keyof typeof LINE | 'purchaseToken', string | number>>) =>
-  JSON.stringify({ ...LINE, ...change });
+const line = (change: Readonly<Record<string, string | number>>) => JSON.stringify({ ...LINE, ...change });
 
-function read(...lines: string[]): Promise<LogEvidence> {
+/** Cut into as many slices as can be, so that what belongs together has to find each other. */
+async function read(
+  ...lines: string[]
+): Promise<LogFigures & { readonly attempts: ReadonlyMap<string, LoggedAttempt> }> {
   const file = join(folder, 'log.jsonl');
   writeFileSync(file, lines.join('\n'));
-  return readLog(file, 's', null);
+  const spill = new Spill(new Slices('s', 64, 1));
+  spills.push(spill);
+  const figures = await readLog(file, { saleId: 's', keys: null }, spill);
+  const slices = Array.from({ length: spill.slices.count }, (_, slice) => loggedAttempts(spill, slice));
+  return { ...figures, attempts: new Map(slices.flatMap((attempts) => [...attempts])) };
 }
 async function attemptAfter(...lines: string[]): Promise<LoggedAttempt> {
   const attempt = (await read(...lines)).attempts.get(ID);
@@ -99,6 +110,34 @@ describe('the crowd’s log', () => {
     expect(await attemptAfter(waiting)).toMatchObject({ waiting: true });
     const soldOut = line({ op: 'entry-status', attemptId: ID, http: 200, state: 'sold_out' });
     expect(await attemptAfter(waiting, soldOut)).toMatchObject({ waiting: false, entryRefusal: 'sold_out' });
+  });
+
+  it('follows what was known of an order, and finds the answer that takes it back', async () => {
+    const order = { op: 'order-status', attemptId: ID, http: 200 };
+    const known = line({ ...order, state: 'awaiting_payment', sentMs: 2_000, receivedMs: 2_010 });
+    const gone = (sentMs: number) =>
+      line({ ...order, http: 404, code: 'not_found', sentMs, receivedMs: 3_000 });
+    expect((await attemptAfter(gone(1_000), known)).seen.order.broken).toBeNull();
+    // It was asked before the other answer had come.
+    expect((await attemptAfter(known, gone(2_005))).seen.order.broken).toBeNull();
+    expect((await attemptAfter(known, gone(2_010))).seen.order.broken).toEqual({
+      from: 'awaiting_payment',
+      to: '404',
+      sentMs: 2_010,
+    });
+  });
+
+  it('knows each manner of answering once, and how often it was met', async () => {
+    const limited = { http: 429, code: 'rate_limited', contentType: 'application/problem+json' };
+    const log = await read(
+      line({ ...limited, retryAfter: '1', deadlineMs: 5 }),
+      line({ ...limited, retryAfter: '2', deadlineMs: 5 }),
+      line({ ...limited, deadlineMs: 5, receivedMs: 2_006 }),
+    );
+    expect(log.manners).toMatchObject([
+      { http: 429, hasRetryAfter: true, late: false, count: 2 },
+      { http: 429, hasRetryAfter: false, late: true, count: 1 },
+    ]);
   });
 
   it('counts refusals by reason, and keeps of sold_out answers sent in one millisecond the soonest answered', async () => {

@@ -1,8 +1,25 @@
 import { createReadStream } from 'node:fs';
 import { createInterface } from 'node:readline';
 import { UsageError } from './env.js';
-import { Latencies, type LogEvidence, type LoggedAttempt, type SoldOutAnswer } from './evidence.js';
-import { attemptIdOf, readJson, readToken, type TokenKeys } from './grammar.js';
+import {
+  Latencies,
+  type Bodies,
+  type Course,
+  type LogFigures,
+  type LoggedAttempt,
+  type Manner,
+  type SoldOutAnswer,
+} from './evidence.js';
+import {
+  attemptIdOf,
+  entryMayFollow,
+  mayFollow,
+  readJson,
+  readToken,
+  type SeenToken,
+  type TokenKeys,
+} from './grammar.js';
+import type { Slices, Spill } from './spill.js';
 
 /**
  * The crowd's log: what shoppers sent and were answered, one JSON object per line (JSONL, UTF-8), one line per HTTP exchange,
@@ -19,7 +36,7 @@ import { attemptIdOf, readJson, readToken, type TokenKeys } from './grammar.js';
  * | skuId         | string  | the SKU of the sale as the crowd knows it |
  * | quantity      | integer | units of the attempt; with `entry` exactly what was sent |
  * | key           | string  | the idempotency key of the attempt's **entry**, in every line of the attempt (never a payment's own key); it may be empty except with `entry` |
- * | bodyHash      | string? | any digest of the sent body; not looked at yet |
+ * | bodyHash      | string? | any digest of the sent body; with `order` of the delivery alone |
  * | sentMs        | number  | epoch milliseconds just before the request was sent |
  * | receivedMs    | number  | epoch milliseconds when the whole answer was there, or when it was given up |
  * | http          | integer | status; 0 when there was no answer: cut, time-out, refused connection |
@@ -27,9 +44,21 @@ import { attemptIdOf, readJson, readToken, type TokenKeys } from './grammar.js';
  * | state         | string  | `state` of the answer's body; empty for none |
  * | purchaseToken | string? | whenever the answer carried one (`entry`, `entry-status`): the list of issued tokens comes from here |
  * | unitPrice     | number? | whenever the answer carried one |
+ * | retryAfter    | string? | the header `Retry-After` as it was; absent where it was |
+ * | contentType   | string? | the header `Content-Type` of the answer |
+ * | deadlineMs    | number? | how long the client waits for such an answer; absent with a stream |
+ * | answeredId    | string? | the entry's or order's id in the answer's body |
+ *
+ * A log whose lines never have `contentType` or `deadlineMs` is taken for one of a crowd that did not look at headers or clocks:
+ * what depends on them is then not checked. `retryAfter` is looked for in lines that have `contentType`.
  */
 interface Exchange {
   readonly op: Operation;
+  readonly bodyHash: string | null;
+  readonly retryAfter: string | null;
+  readonly contentType: string | null;
+  readonly deadlineMs: number | null;
+  readonly answeredId: string;
   readonly attemptId: string;
   readonly saleId: string;
   readonly shopperId: string;
@@ -45,22 +74,33 @@ interface Exchange {
   readonly unitPrice: number | null;
 }
 
+/** An exchange as it is put aside: with what its token says instead of the token. */
+type PutAside = Omit<Exchange, 'purchaseToken'> & { readonly token: SeenToken | null };
+
 const OPERATIONS = ['entry', 'entry-status', 'leave', 'order', 'order-status', 'payment', 'cancel'] as const;
 type Operation = (typeof OPERATIONS)[number];
 
 /** Refusals after which an attempt holds nothing, because nothing was done. */
 const CLEAN_REFUSALS = new Set([400, 401, 403, 409, 410, 413, 422, 429]);
 
-/** More different tokens for one attempt than this are a breach already; no more are kept. */
-const MAX_TOKENS = 4;
+/** More different tokens, readers or bodies of one attempt than this are a breach already; no more are kept. */
+const MAX_KEPT = 4;
+/** Far more manners of answering than the contract has; those beyond are not told apart from a defect by then. */
+const MAX_MANNERS = 2_000;
+/** An answer may come this much after the client's own deadline. */
+const LATE_MS = 1_000;
 
 /**
- * Reads a crowd's log line by line; what is kept is one compact record per attempt.
+ * Reads a crowd's log line by line: what it says of all attempts together is given back, what it says of each is put aside.
  *
  * @throws UsageError where the file cannot be read or a line is not as described above
  */
-export async function readLog(file: string, saleId: string, keys: TokenKeys | null): Promise<LogEvidence> {
-  const reader = new LogReader(saleId, keys);
+export async function readLog(
+  file: string,
+  { saleId, keys }: { saleId: string; keys: TokenKeys | null },
+  spill: Spill,
+): Promise<LogFigures> {
+  const reader = new FiguresReader();
   const input = createReadStream(file);
   const lines = createInterface({ input, crlfDelay: Infinity });
   let number = 0;
@@ -73,7 +113,10 @@ export async function readLog(file: string, saleId: string, keys: TokenKeys | nu
       if (line.trim() === '') continue;
       const exchange = parseExchange(line);
       if (typeof exchange === 'string') fault = `line ${number} ${exchange}`;
-      else reader.add(exchange);
+      else if (exchange.saleId === saleId) {
+        reader.add(exchange);
+        putAside(exchange, keys, spill);
+      }
     }
     if (fault !== null && !fault.endsWith(NOT_JSON)) throw new UsageError(`${file}: ${fault}`);
   } catch (error) {
@@ -86,7 +129,30 @@ export async function readLog(file: string, saleId: string, keys: TokenKeys | nu
     lines.close();
     input.destroy();
   }
-  return reader.evidence();
+  return reader.figures();
+}
+
+/** What the crowd's log says of the attempts of one slice. */
+export function loggedAttempts(spill: Spill, slice: number): Map<string, LoggedAttempt> {
+  const reader = new AttemptReader(spill.slices, slice);
+  for (const exchange of spill.take<PutAside>('log', slice)) reader.add(exchange);
+  return reader.attempts;
+}
+
+/** An entry under an alias belongs to two attempts: the one its key makes, and the one that was answered. */
+function putAside(exchange: Exchange, keys: TokenKeys | null, spill: Spill): void {
+  const { purchaseToken, ...rest } = exchange;
+  // Without a key there is no attempt, and the entry was refused for that.
+  if (exchange.op === 'entry' && exchange.key === '') return;
+  const aside: PutAside = { ...rest, token: purchaseToken === null ? null : readToken(purchaseToken, keys) };
+  const ids = exchange.op === 'entry' ? [ownIdOf(exchange), exchange.attemptId] : [exchange.attemptId];
+  const slices = new Set(ids.filter((id) => id !== '').map((id) => spill.slices.of(id)));
+  for (const slice of slices) spill.put('log', slice, aside);
+}
+
+/** The id is computed from what was sent. */
+function ownIdOf({ saleId, shopperId, key }: Pick<Exchange, 'saleId' | 'shopperId' | 'key'>): string {
+  return attemptIdOf(saleId, shopperId, key);
 }
 
 const NOT_JSON = 'is no JSON object';
@@ -111,44 +177,47 @@ function parseExchange(line: string): Exchange | string {
   return {
     ...exchange,
     quantity: typeof quantity === 'number' ? quantity : 0,
-    purchaseToken: typeof json['purchaseToken'] === 'string' ? json['purchaseToken'] : null,
+    purchaseToken: textIn(json, 'purchaseToken'),
     unitPrice: typeof json['unitPrice'] === 'number' ? json['unitPrice'] : null,
+    bodyHash: textIn(json, 'bodyHash'),
+    retryAfter: textIn(json, 'retryAfter'),
+    contentType: textIn(json, 'contentType'),
+    deadlineMs: typeof json['deadlineMs'] === 'number' ? json['deadlineMs'] : null,
+    answeredId: textIn(json, 'answeredId') ?? '',
   };
 }
 
-class LogReader {
-  private readonly attempts = new Map<string, LoggedAttempt>();
+function textIn(json: Readonly<Record<string, unknown>>, name: string): string | null {
+  const value = json[name];
+  return typeof value === 'string' ? value : null;
+}
+
+/** Adds up what is said of all attempts together; memory grows with time and kinds of answers, not with asking. */
+class FiguresReader {
   private readonly soldOut = new Map<string, SoldOutAnswer>();
   private readonly refused = new Map<string, number>();
   private readonly latency = { entry: new Latencies(), order: new Latencies() };
+  private readonly manners = new Map<string, Manner>();
+  private readonly seconds = new Map<number, { asked: number; accepted: number }>();
   private exchanges = 0;
   private toldSoldOut = 0;
-
-  constructor(
-    private readonly saleId: string,
-    private readonly keys: TokenKeys | null,
-  ) {}
+  private acceptances = 0;
 
   add(exchange: Exchange): void {
-    if (exchange.saleId !== this.saleId) return;
     this.exchanges += 1;
     if (exchange.code === 'sold_out' || exchange.state === 'sold_out') this.toldSoldOut += 1;
     if (exchange.op === 'entry' || exchange.op === 'order') this.count(exchange, exchange.op);
-    // Without a key there is no attempt, and the entry was refused for that.
-    if (exchange.op === 'entry' && exchange.key === '') return;
-    if (exchange.op === 'entry') this.addEntry(exchange);
-    else this.addAnswer(this.attempt(exchange.attemptId, exchange), exchange);
+    if (exchange.op === 'order') this.addOrder(exchange);
+    if (exchange.op === 'entry' && exchange.code === 'sold_out' && exchange.key !== '')
+      this.addSoldOut(exchange);
+    this.addManner(exchange);
   }
 
-  evidence(): LogEvidence {
-    return {
-      exchanges: this.exchanges,
-      attempts: this.attempts,
-      soldOut: [...this.soldOut.values()],
-      toldSoldOut: this.toldSoldOut,
-      refused: this.refused,
-      latency: this.latency,
-    };
+  figures(): LogFigures {
+    const { exchanges, toldSoldOut, acceptances, refused, latency, seconds } = this;
+    const soldOut = [...this.soldOut.values()];
+    const manners = [...this.manners.values()];
+    return { exchanges, toldSoldOut, acceptances, refused, latency, seconds, soldOut, manners };
   }
 
   private count(exchange: Exchange, op: 'entry' | 'order'): void {
@@ -158,62 +227,113 @@ class LogReader {
     this.refused.set(reason, (this.refused.get(reason) ?? 0) + 1);
   }
 
-  /** The id is computed from what was sent; where another was answered, this key is an alias of an earlier entry. */
-  private addEntry(exchange: Exchange): void {
-    const ownId = attemptIdOf(exchange.saleId, exchange.shopperId, exchange.key);
-    const own = this.attempt(ownId, exchange);
-    if (!own.asked) {
-      // It may be known already because somebody else asked about it.
-      own.asked = true;
-      own.shopperId = exchange.shopperId;
-      own.skuId = exchange.skuId;
-    }
-    // The body that was acted on is one that was neither refused for what it is nor for differing from the first.
-    if (exchange.http !== 400 && exchange.http !== 422) own.quantity = exchange.quantity;
-    const isAlias = exchange.attemptId !== '' && exchange.attemptId !== ownId;
-    this.addAnswer(isAlias ? this.attempt(exchange.attemptId, exchange) : own, exchange);
-    if (exchange.code === 'sold_out') this.addSoldOut(exchange, ownId);
+  private addOrder(exchange: Exchange): void {
+    const isAccepted = exchange.http === 202;
+    if (isAccepted) this.acceptances += 1;
+    const at = (ms: number) => {
+      const second = Math.floor(ms / 1_000);
+      const counts = this.seconds.get(second) ?? { asked: 0, accepted: 0 };
+      this.seconds.set(second, counts);
+      return counts;
+    };
+    at(exchange.sentMs).asked += 1;
+    if (isAccepted) at(exchange.receivedMs).accepted += 1;
   }
 
-  private addAnswer(attempt: LoggedAttempt, exchange: Exchange): void {
+  private addSoldOut(exchange: Exchange): void {
+    const { quantity, sentMs, receivedMs } = exchange;
+    // Of several that were sent in one millisecond the soonest answered says most.
+    const moment = `${Math.floor(sentMs)}/${quantity}`;
+    const known = this.soldOut.get(moment);
+    if (!known || receivedMs < known.receivedMs) {
+      this.soldOut.set(moment, { attemptId: ownIdOf(exchange), quantity, sentMs, receivedMs });
+    }
+  }
+
+  private addManner(exchange: Exchange): void {
+    const { op, http, code, contentType, deadlineMs, sentMs, receivedMs, shopperId } = exchange;
+    const hasRetryAfter = contentType === null ? null : exchange.retryAfter !== null;
+    const late = deadlineMs === null ? null : receivedMs - sentMs > deadlineMs + LATE_MS;
+    const foreign =
+      op !== 'entry' && exchange.answeredId !== '' && exchange.answeredId !== exchange.attemptId;
+    const name = [op, http, code, hasRetryAfter, contentType, late, foreign].join(' ');
+    const known = this.manners.get(name);
+    if (known) known.count += 1;
+    else if (this.manners.size < MAX_MANNERS) {
+      const first = { attemptId: exchange.attemptId, shopperId, sentMs };
+      this.manners.set(name, { op, http, code, hasRetryAfter, contentType, late, foreign, count: 1, first });
+    }
+  }
+}
+
+/** What is said of each attempt of one slice. */
+class AttemptReader {
+  readonly attempts = new Map<string, LoggedAttempt>();
+
+  constructor(
+    private readonly slices: Slices,
+    private readonly slice: number,
+  ) {}
+
+  add(exchange: PutAside): void {
+    if (exchange.op === 'entry') this.addEntry(exchange);
+    else this.addAnswer(this.attempt(exchange.attemptId, exchange), exchange);
+  }
+
+  /** Where another id was answered than the key makes, this key is an alias of an earlier entry. */
+  private addEntry(exchange: PutAside): void {
+    const ownId = ownIdOf(exchange);
+    const isAlias = exchange.attemptId !== '' && exchange.attemptId !== ownId;
+    if (this.slices.of(ownId) === this.slice) {
+      const own = this.attempt(ownId, exchange);
+      if (!own.asked) {
+        // It may be known already because somebody else asked about it.
+        own.asked = true;
+        own.shopperId = exchange.shopperId;
+        own.skuId = exchange.skuId;
+      }
+      // The body that was acted on is one that was neither refused for what it is nor for differing from the first.
+      if (exchange.http !== 400 && exchange.http !== 422) own.quantity = exchange.quantity;
+      if (isSuccess(exchange)) keep(own.answeredIds, exchange.attemptId);
+      addBody(own.bodies.entry, `${exchange.quantity} units`, exchange);
+      if (!isAlias) this.addAnswer(own, exchange);
+    }
+    if (isAlias && this.slices.of(exchange.attemptId) === this.slice) {
+      this.addAnswer(this.attempt(exchange.attemptId, exchange), exchange);
+    }
+  }
+
+  private addAnswer(attempt: LoggedAttempt, exchange: PutAside): void {
     if (exchange.unitPrice !== null) attempt.unitPrice = exchange.unitPrice;
-    if (exchange.purchaseToken !== null) this.addToken(attempt, exchange.purchaseToken);
+    if (exchange.token !== null) addToken(attempt, exchange.token);
+    if (isSuccess(exchange)) keep(attempt.readers, exchange.shopperId);
+    // To anybody else there is rightly no such thing.
+    const isOwn = exchange.shopperId === attempt.shopperId;
     switch (exchange.op) {
       case 'entry':
       case 'entry-status':
       case 'leave':
+        if (isOwn) follow(attempt.seen.entry, exchange, entryMayFollow);
         return addEntryAnswer(attempt, exchange);
       case 'order':
+        attempt.firstOrderSentMs = Math.min(attempt.firstOrderSentMs ?? Infinity, exchange.sentMs);
+        if (isOwn && exchange.bodyHash !== null) addBody(attempt.bodies.order, exchange.bodyHash, exchange);
+        if (isOwn) follow(attempt.seen.order, exchange, orderMayFollow);
         return addOrderAnswer(attempt, exchange);
       case 'order-status':
       case 'payment':
       case 'cancel':
         // A payment answered "pending" says nothing of the order.
         if (exchange.http === 200 && exchange.state !== '') attempt.lastOrderState = exchange.state;
+        if (exchange.op === 'payment' && exchange.http !== 200) return;
+        if (isOwn) follow(attempt.seen.order, exchange, orderMayFollow);
         return;
       default:
         throw new Error(`unknown operation ${String(exchange.op satisfies never)}`);
     }
   }
 
-  private addToken(attempt: LoggedAttempt, token: string): void {
-    const seen = readToken(token, this.keys);
-    if (attempt.tokens.length < MAX_TOKENS && !attempt.tokens.some(({ hash }) => hash === seen.hash)) {
-      attempt.tokens.push(seen);
-    }
-  }
-
-  private addSoldOut(exchange: Exchange, attemptId: string): void {
-    const { quantity, sentMs, receivedMs } = exchange;
-    // Of several that were sent in one millisecond the soonest answered says most; so memory grows with time, not with asking.
-    const moment = `${Math.floor(sentMs)}/${quantity}`;
-    const known = this.soldOut.get(moment);
-    if (!known || receivedMs < known.receivedMs) {
-      this.soldOut.set(moment, { attemptId, quantity, sentMs, receivedMs });
-    }
-  }
-
-  private attempt(attemptId: string, exchange: Exchange): LoggedAttempt {
+  private attempt(attemptId: string, exchange: PutAside): LoggedAttempt {
     const known = this.attempts.get(attemptId);
     if (known) return known;
     const attempt: LoggedAttempt = {
@@ -231,6 +351,11 @@ class LogReader {
       acceptedAtMs: null,
       lastOrderState: '',
       firstSentMs: exchange.sentMs,
+      firstOrderSentMs: null,
+      readers: new Set(),
+      answeredIds: new Set(),
+      bodies: { entry: noBodies(), order: noBodies() },
+      seen: { entry: noCourse(), order: noCourse() },
       unitPrice: null,
       tokens: [],
     };
@@ -239,7 +364,59 @@ class LogReader {
   }
 }
 
-function addEntryAnswer(attempt: LoggedAttempt, { op, http, code, state }: Exchange): void {
+const noBodies = (): Bodies => ({ sent: new Set(), actedOn: new Set(), refused: 0 });
+const noCourse = (): Course => ({ state: '', sinceMs: -Infinity, answers: 0, broken: null });
+const isSuccess = ({ http }: Pick<Exchange, 'http'>) => http >= 200 && http < 300;
+
+function keep(set: Set<string>, value: string): void {
+  if (set.size < MAX_KEPT) set.add(value);
+}
+
+function addToken(attempt: LoggedAttempt, token: SeenToken): void {
+  if (attempt.tokens.length < MAX_KEPT && !attempt.tokens.some(({ hash }) => hash === token.hash)) {
+    attempt.tokens.push(token);
+  }
+}
+
+function addBody(bodies: Bodies, body: string, { http, code }: PutAside): void {
+  // What is no valid body at all is refused for that, whatever the key.
+  if (http === 400 || code === 'invalid') return;
+  keep(bodies.sent, body);
+  if (http >= 200 && http < 300) keep(bodies.actedOn, body);
+  if (code === 'idempotency_key_reused') bodies.refused += 1;
+}
+
+/** A state that an answer told, `404` for "no such thing", empty for an answer that says nothing. */
+function stateIn({ op, http, code, state }: PutAside): string {
+  if (http >= 200 && http < 300) return state;
+  if (op === 'order' && code === 'token_expired') return code;
+  return http === 404 ? '404' : '';
+}
+
+/** As states follow each other; and what was refused for its token is never taken, what was taken never refused for it. */
+function orderMayFollow(earlier: string, later: string): boolean {
+  if (earlier === 'token_expired') return ['token_expired', 'expired', 'rejected'].includes(later);
+  if (later === 'token_expired') return earlier === 'expired' || earlier === 'rejected';
+  return mayFollow(earlier, later);
+}
+
+/** Only an answer to what was asked after the last one had come can be out of order. */
+function follow(course: Course, exchange: PutAside, may: (earlier: string, later: string) => boolean): void {
+  const state = stateIn(exchange);
+  if (state === '') return;
+  // Nothing was known of it, or only that it will never be: then there is rightly no such thing.
+  if (state === '404' && (course.state === '' || course.state === 'token_expired')) return;
+  course.answers += 1;
+  const follows = course.state === '' || (state !== '404' && may(course.state, state));
+  if (follows) {
+    course.state = state;
+    course.sinceMs = exchange.receivedMs;
+  } else if (exchange.sentMs >= course.sinceMs) {
+    course.broken ??= { from: course.state, to: state, sentMs: exchange.sentMs };
+  }
+}
+
+function addEntryAnswer(attempt: LoggedAttempt, { op, http, code, state }: PutAside): void {
   if (state === 'granted' || state === 'ordered') attempt.granted = true;
   attempt.waiting = state === 'waiting' || (attempt.waiting && state === '');
   if (state === 'sold_out') attempt.entryRefusal = 'sold_out';
@@ -253,7 +430,7 @@ function addEntryAnswer(attempt: LoggedAttempt, { op, http, code, state }: Excha
   }
 }
 
-function addOrderAnswer(attempt: LoggedAttempt, { http, code, state, receivedMs }: Exchange): void {
+function addOrderAnswer(attempt: LoggedAttempt, { http, code, state, receivedMs }: PutAside): void {
   attempt.ordersSent += 1;
   if (http === 202 && state !== 'rejected' && state !== 'expired') {
     attempt.acceptedAtMs = Math.min(attempt.acceptedAtMs ?? Infinity, receivedMs);

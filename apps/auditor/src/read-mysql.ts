@@ -1,11 +1,33 @@
 import { createConnection, type Connection, type RowDataPacket } from 'mysql2/promise';
 import { UsageError } from './env.js';
-import type { LedgerLeg, MysqlEvidence, OrderRow } from './evidence.js';
+import type { DeadLetterRow, LedgerLeg, MysqlFigures, Orphan, OrderRow } from './evidence.js';
+import type { Spill } from './spill.js';
 
 const PAGE_ROWS = 5_000;
 const QUERY_TIMEOUT_MS = 60_000;
 
+/** What every value of a numeric key column is greater than; for text that is the empty string. */
+const BEFORE_THE_FIRST: Readonly<Record<string, string>> = {
+  seq: '-1',
+  partition_number: '-1',
+  record_offset: '-1',
+};
+
 type Row = Record<string, unknown>;
+
+/** Ids from the first on and before the second. */
+interface Range {
+  readonly from: string;
+  readonly before: string;
+}
+
+/** What MySQL has of the attempts in one range. */
+export interface SliceRows {
+  readonly orders: OrderRow[];
+  readonly ordersById: ReadonlyMap<string, OrderRow>;
+  readonly ledger: Map<string, LedgerLeg[]>;
+  readonly orphans: Orphan[];
+}
 
 /** Reads the sale's rows, all of them in one snapshot that is declared read-only. */
 export class MysqlReader {
@@ -44,35 +66,40 @@ export class MysqlReader {
     return num(row?.['n']);
   }
 
-  async read(saleId: string): Promise<MysqlEvidence> {
+  /** What there was to sell and what is sold; nothing of both for a sale that was never warmed up. */
+  async stock(saleId: string): Promise<MysqlFigures['stock']> {
+    const [stock] = await this.rows('SELECT total, sold FROM sale_stock WHERE sale_id = ?', [saleId]);
+    return { total: stock ? num(stock['total']) : 0, sold: stock ? num(stock['sold']) : 0 };
+  }
+
+  /** How many rows the sale has in `orders`. */
+  async orderCount(saleId: string): Promise<number> {
+    const [row] = await this.rows('SELECT COUNT(*) AS n FROM orders WHERE sale_id = ?', [saleId]);
+    return num(row?.['n']);
+  }
+
+  /** Everything that is read from here on is of one moment; {@link endSnapshot} lets go of it. */
+  async beginSnapshot(): Promise<void> {
     await this.rows('SET TRANSACTION ISOLATION LEVEL REPEATABLE READ');
     await this.rows('START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY');
-    try {
-      return await this.readSnapshot(saleId);
-    } finally {
-      await this.rows('COMMIT');
-    }
+  }
+
+  async endSnapshot(): Promise<void> {
+    await this.rows('COMMIT');
   }
 
   async close(): Promise<void> {
     await this.connection?.end();
   }
 
-  private async readSnapshot(saleId: string): Promise<MysqlEvidence> {
+  /** The sale's row and what MySQL counts. */
+  async figures(saleId: string, ordersTopic: string): Promise<MysqlFigures> {
     const sale = await this.saleRow(saleId);
-    const [stock] = await this.rows('SELECT total, sold FROM sale_stock WHERE sale_id = ?', [saleId]);
-    const [count] = await this.rows('SELECT COUNT(*) AS n FROM orders WHERE sale_id = ?', [saleId]);
-    const orders = await this.orders(saleId);
-    const ordersById = new Map(orders.map((order) => [order.orderId, order]));
-    const orphans: MysqlEvidence['orphans'][number][] = [];
-    const rowOf = (orderId: string, table: (typeof orphans)[number]['table']) => {
-      const order = ordersById.get(orderId);
-      if (!order) orphans.push({ table, orderId });
-      return order;
-    };
-    await this.addEvents(saleId, (id) => rowOf(id, 'order_event'));
-    await this.addEffects(saleId, (id) => rowOf(id, 'effect'));
-    await this.addPayments(saleId, (id) => rowOf(id, 'payment'));
+    const [payments] = await this.rows(
+      "SELECT COUNT(*) AS n FROM payment WHERE sale_id = ? AND state NOT IN ('captured', 'declined')",
+      [saleId],
+    );
+    const [sales] = await this.rows('SELECT COUNT(*) AS n FROM sale');
     return {
       sale: {
         skuId: text(sale['sku_id']),
@@ -80,29 +107,90 @@ export class MysqlReader {
         currency: text(sale['currency']),
         limitPerShopper: num(sale['limit_per_shopper']),
         bucketCount: num(sale['bucket_count']),
+        allotment: num(sale['allotment']),
         phase: text(sale['phase']),
         epoch: num(sale['epoch']),
         opensAtMs: ms(sale['opens_at']),
+        closesAtMs: ms(sale['closes_at']),
+        createdAtMs: ms(sale['created_at']),
       },
-      // A sale that was never warmed up has no stock row: nothing to sell, nothing sold.
-      stock: { total: stock ? num(stock['total']) : 0, sold: stock ? num(stock['sold']) : 0 },
-      orders,
-      ordersById,
-      orderCount: num(count?.['n']),
-      quota: await this.quota(saleId),
-      ledger: await this.ledger(saleId, (id) => rowOf(id, 'ledger')),
-      orphans,
-      deadLetters: await this.deadLetters(saleId),
+      stock: await this.stock(saleId),
+      orderCount: await this.orderCount(saleId),
+      unappliedEffects: await this.unappliedEffects(saleId),
+      openPayments: num(payments?.['n']),
+      sales: num(sales?.['n']),
+      deadLetters: await this.deadLetters(saleId, ordersTopic),
     };
   }
 
-  private async orders(saleId: string): Promise<OrderRow[]> {
+  /** The rows of all attempts in one range of ids. */
+  async slice(saleId: string, range: Range): Promise<SliceRows> {
+    const orders = await this.orders(saleId, range);
+    const ordersById = new Map(orders.map((order) => [order.orderId, order]));
+    const orphans: Orphan[] = [];
+    const rowOf = (orderId: string, table: Orphan['table']) => {
+      const order = ordersById.get(orderId);
+      if (!order) orphans.push({ table, orderId });
+      return order;
+    };
+    await this.addEvents(saleId, range, (id) => rowOf(id, 'order_event'));
+    await this.addEffects(saleId, range, (id) => rowOf(id, 'effect'));
+    await this.addPayments(saleId, range, (id) => rowOf(id, 'payment'));
+    const ledger = new Map<string, LedgerLeg[]>();
+    for await (const { entryId, leg } of this.ledger(saleId, range)) {
+      if (leg.orderId !== null) rowOf(leg.orderId, 'ledger')?.entryIds.add(entryId);
+      addLeg(ledger, entryId, leg);
+    }
+    return { orders, ordersById, ledger, orphans };
+  }
+
+  /** Ledger entries that belong to no order by their id: allotments, corrections. */
+  async otherEntries(saleId: string): Promise<Map<string, LedgerLeg[]>> {
+    const entries = new Map<string, LedgerLeg[]>();
+    for await (const row of this.pages(
+      `SELECT entry_id, account, order_id, amount, at FROM ledger
+       WHERE sale_id = ? AND (entry_id < ? OR entry_id >= ?) AND (entry_id > ? OR (entry_id = ? AND account > ?))
+       ORDER BY entry_id, account`,
+      { values: [saleId, `${saleId}-`, `${saleId}-~`], after: ['entry_id', 'entry_id', 'account'] },
+    )) {
+      addLeg(entries, text(row['entry_id']), legOf(row));
+    }
+    return entries;
+  }
+
+  /** The legs of the entries whose ids lie in a range, those of one entry together. */
+  async *ledger(
+    saleId: string,
+    { from, before }: Range,
+  ): AsyncGenerator<{ readonly entryId: string; readonly leg: LedgerLeg }> {
+    for await (const row of this.pages(
+      `SELECT entry_id, account, order_id, amount, at FROM ledger
+       WHERE sale_id = ? AND entry_id >= ? AND entry_id < ? AND (entry_id > ? OR (entry_id = ? AND account > ?))
+       ORDER BY entry_id, account`,
+      { values: [saleId, from, before], after: ['entry_id', 'entry_id', 'account'] },
+    )) {
+      yield { entryId: text(row['entry_id']), leg: legOf(row) };
+    }
+  }
+
+  /** Puts the quota rows aside. */
+  async readQuotas(saleId: string, spill: Spill): Promise<void> {
+    for await (const row of this.pages(
+      'SELECT shopper_id, used FROM quota WHERE sale_id = ? AND shopper_id > ? ORDER BY shopper_id',
+      { values: [saleId], after: ['shopper_id'] },
+    )) {
+      const shopperId = text(row['shopper_id']);
+      spill.put('quota', spill.slices.ofShopper(shopperId), [shopperId, num(row['used'])]);
+    }
+  }
+
+  private async orders(saleId: string, { from, before }: Range): Promise<OrderRow[]> {
     const orders: OrderRow[] = [];
     for await (const row of this.pages(
       `SELECT order_id, shopper_id, sku_id, quantity, unit_price, currency, state, reason, epoch, token_expires_at,
          kafka_partition, kafka_offset, pay_before, version, created_at, updated_at
-       FROM orders WHERE sale_id = ? AND order_id > ? ORDER BY order_id`,
-      { values: [saleId], after: ['order_id'] },
+       FROM orders WHERE sale_id = ? AND order_id >= ? AND order_id < ? AND order_id > ? ORDER BY order_id`,
+      { values: [saleId, from, before], after: ['order_id'] },
     )) {
       orders.push({
         orderId: text(row['order_id']),
@@ -131,12 +219,12 @@ export class MysqlReader {
   }
 
   /** Events do not carry the sale; their order's id begins with it, and its length tells `a` from `a-b`. */
-  private async addEvents(saleId: string, rowOf: RowOf): Promise<void> {
+  private async addEvents(saleId: string, { from, before }: Range, rowOf: RowOf): Promise<void> {
     for await (const row of this.pages(
       `SELECT order_id, seq, from_state, to_state, at FROM order_event
-       WHERE order_id > ? AND order_id < ? AND CHAR_LENGTH(order_id) = ? AND (order_id > ? OR (order_id = ? AND seq > ?))
+       WHERE order_id >= ? AND order_id < ? AND CHAR_LENGTH(order_id) = ? AND (order_id > ? OR (order_id = ? AND seq > ?))
        ORDER BY order_id, seq`,
-      { values: [`${saleId}-`, `${saleId}-~`, saleId.length + 23], after: ['order_id', 'order_id', 'seq'] },
+      { values: [from, before, saleId.length + 23], after: ['order_id', 'order_id', 'seq'] },
     )) {
       rowOf(text(row['order_id']))?.events.push({
         seq: num(row['seq']),
@@ -147,11 +235,12 @@ export class MysqlReader {
     }
   }
 
-  private async addEffects(saleId: string, rowOf: RowOf): Promise<void> {
+  private async addEffects(saleId: string, { from, before }: Range, rowOf: RowOf): Promise<void> {
     for await (const row of this.pages(
       `SELECT order_id, kind, created_at, applied_at FROM effect
-       WHERE sale_id = ? AND (order_id > ? OR (order_id = ? AND kind > ?)) ORDER BY order_id, kind`,
-      { values: [saleId], after: ['order_id', 'order_id', 'kind'] },
+       WHERE sale_id = ? AND order_id >= ? AND order_id < ? AND (order_id > ? OR (order_id = ? AND kind > ?))
+       ORDER BY order_id, kind`,
+      { values: [saleId, from, before], after: ['order_id', 'order_id', 'kind'] },
     )) {
       rowOf(text(row['order_id']))?.effects.push({
         kind: text(row['kind']),
@@ -161,12 +250,15 @@ export class MysqlReader {
     }
   }
 
-  private async addPayments(saleId: string, rowOf: RowOf): Promise<void> {
+  private async addPayments(saleId: string, { from, before }: Range, rowOf: RowOf): Promise<void> {
     for await (const row of this.pages(
-      `SELECT p.payment_id, p.order_id, p.amount, p.currency, p.state, r.amount AS refunded, r.state AS refund_state
+      `SELECT p.payment_id, p.order_id, p.idempotency_key, p.amount, p.currency, p.state, r.amount AS refunded,
+         r.state AS refund_state
        FROM payment p LEFT JOIN refund r ON r.payment_id = p.payment_id
-       WHERE p.sale_id = ? AND p.payment_id > ? ORDER BY p.payment_id`,
-      { values: [saleId], after: ['payment_id'] },
+       WHERE p.sale_id = ? AND p.order_id >= ? AND p.order_id < ?
+         AND (p.order_id > ? OR (p.order_id = ? AND p.idempotency_key > ?))
+       ORDER BY p.order_id, p.idempotency_key`,
+      { values: [saleId, from, before], after: ['order_id', 'order_id', 'idempotency_key'] },
     )) {
       rowOf(text(row['order_id']))?.payments.push({
         paymentId: text(row['payment_id']),
@@ -181,44 +273,38 @@ export class MysqlReader {
     }
   }
 
-  private async ledger(saleId: string, rowOf: RowOf): Promise<Map<string, LedgerLeg[]>> {
-    const entries = new Map<string, LedgerLeg[]>();
+  /** Dead letters of this sale, and those of the order topic whose attempt nobody could read. */
+  private async deadLetters(saleId: string, ordersTopic: string): Promise<DeadLetterRow[]> {
+    const rows: DeadLetterRow[] = [];
+    const columns = 'topic, partition_number, record_offset, order_id, cause, schema_version, state, at';
+    const add = (row: Row) =>
+      rows.push({
+        orderId: optional(row['order_id'], text),
+        origin: `${text(row['topic'])}/${num(row['partition_number'])}/${num(row['record_offset'])}`,
+        cause: text(row['cause']),
+        schema: text(row['schema_version']),
+        state: text(row['state']),
+        atMs: ms(row['at']),
+      });
     for await (const row of this.pages(
-      `SELECT entry_id, account, order_id, amount, at FROM ledger
-       WHERE sale_id = ? AND (entry_id > ? OR (entry_id = ? AND account > ?)) ORDER BY entry_id, account`,
-      { values: [saleId], after: ['entry_id', 'entry_id', 'account'] },
+      `SELECT ${columns} FROM dead_letter WHERE order_id >= ? AND order_id < ? AND CHAR_LENGTH(order_id) = ?
+         AND (order_id > ? OR (order_id = ? AND record_offset > ?)) ORDER BY order_id, record_offset`,
+      {
+        values: [`${saleId}-`, `${saleId}-~`, saleId.length + 23],
+        after: ['order_id', 'order_id', 'record_offset'],
+      },
     )) {
-      const entryId = text(row['entry_id']);
-      const orderId = optional(row['order_id'], text);
-      if (orderId !== null) rowOf(orderId)?.entryIds.add(entryId);
-      const legs = entries.get(entryId) ?? [];
-      legs.push({ account: text(row['account']), amount: num(row['amount']), orderId, atMs: ms(row['at']) });
-      entries.set(entryId, legs);
+      add(row);
     }
-    return entries;
-  }
-
-  private async quota(saleId: string): Promise<Map<string, number>> {
-    const used = new Map<string, number>();
     for await (const row of this.pages(
-      'SELECT shopper_id, used FROM quota WHERE sale_id = ? AND shopper_id > ? ORDER BY shopper_id',
-      { values: [saleId], after: ['shopper_id'] },
+      `SELECT ${columns} FROM dead_letter WHERE order_id IS NULL AND topic = ?
+         AND (partition_number > ? OR (partition_number = ? AND record_offset > ?))
+       ORDER BY partition_number, record_offset`,
+      { values: [ordersTopic], after: ['partition_number', 'partition_number', 'record_offset'] },
     )) {
-      used.set(text(row['shopper_id']), num(row['used']));
+      add(row);
     }
-    return used;
-  }
-
-  private async deadLetters(saleId: string): Promise<Set<string>> {
-    const attempts = new Set<string>();
-    for await (const row of this.pages(
-      `SELECT DISTINCT order_id FROM dead_letter WHERE order_id > ? AND order_id < ? AND CHAR_LENGTH(order_id) = ?
-         AND order_id > ? ORDER BY order_id`,
-      { values: [`${saleId}-`, `${saleId}-~`, saleId.length + 23], after: ['order_id'] },
-    )) {
-      attempts.add(text(row['order_id']));
-    }
-    return attempts;
+    return rows;
   }
 
   private async saleRow(saleId: string): Promise<Row> {
@@ -234,7 +320,7 @@ export class MysqlReader {
 
   /**
    * Rows in the order of a key, 5,000 at a time. The statement's last placeholders are the columns of `after`: of the row
-   * that was read last, and empty for the first page, which every key is greater than.
+   * that was read last, and for the first page what every key is greater than.
    */
   private async *pages(
     sql: string,
@@ -242,7 +328,7 @@ export class MysqlReader {
   ): AsyncGenerator<Row> {
     let last: Row | undefined;
     for (;;) {
-      const from = after.map((column) => (last ? String(last[column]) : column === 'seq' ? '0' : ''));
+      const from = after.map((column) => (last ? String(last[column]) : (BEFORE_THE_FIRST[column] ?? '')));
       const page = await this.rows(`${sql} LIMIT ${PAGE_ROWS}`, [...values, ...from]);
       yield* page;
       if (page.length < PAGE_ROWS) return;
@@ -269,6 +355,21 @@ export class MysqlReader {
 }
 
 type RowOf = (orderId: string) => OrderRow | undefined;
+
+function legOf(row: Row): LedgerLeg {
+  return {
+    account: text(row['account']),
+    amount: num(row['amount']),
+    orderId: optional(row['order_id'], text),
+    atMs: ms(row['at']),
+  };
+}
+
+export function addLeg(entries: Map<string, LedgerLeg[]>, entryId: string, leg: LedgerLeg): void {
+  const legs = entries.get(entryId);
+  if (legs) legs.push(leg);
+  else entries.set(entryId, [leg]);
+}
 
 function optional<T>(value: unknown, read: (value: unknown) => T): T | null {
   return value === null || value === undefined ? null : read(value);

@@ -5,10 +5,10 @@ import {
   type AccountField,
   type BucketEvidence,
   type RedisAttempt,
-  type RedisEvidence,
   type RedisShopper,
 } from './evidence.js';
 import { bucketKeys } from './grammar.js';
+import type { Spill } from './spill.js';
 
 /**
  * Account and transfers of one bucket at one moment. Only so can "nothing appears or disappears" be asked of a bucket that
@@ -19,6 +19,7 @@ const BUCKET_SNAPSHOT = `#!lua flags=no-writes
 return { redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2]) }
 `;
 
+const LOOKED_AT = ['free', 'held', 'queued', 'sold', 'frozen'] as const;
 const SCAN_COUNT = 1_000;
 const COMMAND_TIMEOUT_MS = 10_000;
 /** Buckets read at the same time. */
@@ -71,46 +72,75 @@ export class RedisReader {
     }
   }
 
-  /** Units held or queued at this moment: what has to be 0 before the sale is at rest. */
-  async unresolvedUnits(saleId: string, bucketCount: number): Promise<number> {
-    const units = await this.eachBucket(bucketCount, async (bucket) => {
-      const counts = await this.client.hmget(bucketKeys(saleId, bucket).account, 'held', 'queued');
-      return counts.reduce((sum, count) => sum + (Number(count) || 0), 0);
-    });
-    return units.reduce((sum, count) => sum + count, 0);
+  /** Units at this moment, over all buckets, and how many of them are frozen: what tells whether the sale is at rest. */
+  async units(
+    saleId: string,
+    bucketCount: number,
+  ): Promise<Readonly<Record<(typeof LOOKED_AT)[number], number>>> {
+    const rows = await this.eachBucket(bucketCount, (bucket) =>
+      this.client.hmget(bucketKeys(saleId, bucket).account, ...LOOKED_AT),
+    );
+    const sum = (index: number) => rows.reduce((total, row) => total + (Number(row[index]) || 0), 0);
+    const frozen = rows.filter((row) => Number(row[4]) > 0).length;
+    return { free: sum(0), held: sum(1), queued: sum(2), sold: sum(3), frozen };
   }
 
-  /** Everything the buckets hold. */
-  async read(saleId: string, bucketCount: number): Promise<RedisEvidence> {
-    const attempts = new Map<string, RedisAttempt>();
-    const shoppers: RedisShopper[] = [];
-    const buckets = await this.eachBucket(bucketCount, async (bucket) => {
+  /** How many attempts the buckets have a record of, aliases included. */
+  async attemptCount(saleId: string, bucketCount: number): Promise<number> {
+    const counts = await this.eachBucket(bucketCount, (bucket) =>
+      this.client.hlen(bucketKeys(saleId, bucket).attempts),
+    );
+    return counts.reduce((sum, count) => sum + count, 0);
+  }
+
+  /** Reads everything the buckets hold; attempts, deadlines and shoppers are put aside. */
+  async read(saleId: string, bucketCount: number, spill: Spill): Promise<BucketEvidence[]> {
+    const { slices } = spill;
+    return this.eachBucket(bucketCount, async (bucket) => {
       const keys = bucketKeys(saleId, bucket);
-      const snapshot = decodeBucket(
+      const account = decodeBucket(
         bucket,
         await this.client.eval(BUCKET_SNAPSHOT, 2, keys.account, keys.transfers),
       );
-      await this.scan(keys.attempts, (tail, packed) => {
-        const attempt = decodeAttempt(`${saleId}-${tail}`, bucket, packed);
-        if (attempt) attempts.set(attempt.attemptId, attempt);
+      const dueTransfers = new Set<string>();
+      await this.scan((cursor) => this.client.zscan(keys.deadlines, cursor, 'COUNT', SCAN_COUNT), {
+        see: (member, score) => {
+          if (member.startsWith('t:')) dueTransfers.add(member.slice(2));
+          else {
+            const attemptId = `${saleId}-${member}`;
+            spill.put('due', slices.of(attemptId), [attemptId, Number(score)]);
+          }
+        },
       });
-      await this.scan(keys.shoppers, (shopperId, packed) => {
-        shoppers.push({ shopperId, bucket, used: integer(packed.split('|')[0]) });
+      await this.scan((cursor) => this.client.hscan(keys.attempts, cursor, 'COUNT', SCAN_COUNT), {
+        see: (tail, packed) => {
+          const attempt = decodeAttempt(`${saleId}-${tail}`, bucket, packed);
+          if (attempt) spill.put('hold', slices.of(attempt.attemptId), attempt);
+        },
       });
-      return snapshot;
+      await this.scan((cursor) => this.client.hscan(keys.shoppers, cursor, 'COUNT', SCAN_COUNT), {
+        see: (shopperId, packed) => {
+          const shopper: RedisShopper = { shopperId, bucket, used: integer(packed.split('|')[0]) };
+          spill.put('used', slices.ofShopper(shopperId), shopper);
+        },
+      });
+      return { ...account, dueTransfers };
     });
-    return { buckets, attempts, shoppers };
   }
 
   close(): void {
     this.client.disconnect();
   }
 
-  private async scan(key: string, see: (field: string, value: string) => void): Promise<void> {
+  /** Goes through a collection page by page. What Redis shows twice is seen twice. */
+  private async scan(
+    page: (cursor: string) => Promise<[cursor: string, elements: string[]]>,
+    { see }: { see: (name: string, value: string) => void },
+  ): Promise<void> {
     let cursor = '0';
     do {
-      const [next, page] = await this.client.hscan(key, cursor, 'COUNT', SCAN_COUNT);
-      for (let i = 0; i + 1 < page.length; i += 2) see(page[i] ?? '', page[i + 1] ?? '');
+      const [next, elements] = await page(cursor);
+      for (let i = 0; i + 1 < elements.length; i += 2) see(elements[i] ?? '', elements[i + 1] ?? '');
       cursor = next;
     } while (cursor !== '0');
   }
@@ -143,7 +173,7 @@ function openCluster(nodes: readonly string[]): Cluster {
   );
 }
 
-function decodeBucket(bucket: number, reply: unknown): BucketEvidence {
+function decodeBucket(bucket: number, reply: unknown): Omit<BucketEvidence, 'dueTransfers'> {
   const [account, transfers] = reply as [string[], string[]];
   const fields = pairs(account);
   return {
@@ -162,10 +192,20 @@ function decodeBucket(bucket: number, reply: unknown): BucketEvidence {
   };
 }
 
-/** `state|shopper|quantity|…`, or `null` for an alias `@|tail`. */
+/** `state|shopper|quantity|deadlineMs|…|grantedAtMs|epoch`, or `null` for an alias `@|tail`. */
 function decodeAttempt(attemptId: string, bucket: number, packed: string): RedisAttempt | null {
-  const [state = '', shopperId = '', quantity] = packed.split('|');
-  return state === '@' ? null : { attemptId, bucket, state, shopperId, quantity: integer(quantity) };
+  const [state = '', shopperId = '', quantity, deadline, , , , , granted] = packed.split('|');
+  return state === '@'
+    ? null
+    : {
+        attemptId,
+        bucket,
+        state,
+        shopperId,
+        quantity: integer(quantity),
+        deadlineMs: integer(deadline),
+        grantedAtMs: integer(granted),
+      };
 }
 
 function pairs(flat: readonly string[]): Map<string, string> {

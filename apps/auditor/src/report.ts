@@ -1,6 +1,7 @@
 import { acceptedAttempts, effectsOfCreation, whyLost } from './check-attempts.js';
-import { liveUnits } from './check-stock.js';
-import { Latencies, type Evidence } from './evidence.js';
+import { writtenOrders } from './check-pipeline.js';
+import { liveUnits, unitsInRedis } from './check-stock.js';
+import { Latencies, type Sale, type Slice } from './evidence.js';
 import type { Breach } from './findings.js';
 import type { Judgement } from './invariants.js';
 
@@ -41,65 +42,153 @@ export interface Verdict {
     /** From the record in Kafka (or the 202, where it is gone) to the row. */
     readonly acceptedToWritten: Percentiles;
   };
-  /** `checked` counts the invariants that had something to look at. */
-  readonly invariants: { readonly checked: number; readonly broken: readonly string[] };
+  /** The figures that the operator's report shows as well, read on their own. */
+  readonly books: Books;
+  readonly invariants: {
+    /** How many had something to look at. */
+    readonly checked: number;
+    readonly broken: readonly string[];
+    /** What could not be checked, wholly or in part, and why. */
+    readonly unchecked: readonly { readonly id: string; readonly why: string }[];
+  };
   /** At most five per invariant. */
   readonly breaches: readonly ({ readonly invariant: string } & Breach)[];
   /** All breaches, by invariant. */
   readonly breachCounts: Readonly<Record<string, number>>;
 }
 
-export function verdictOf(evidence: Evidence, judgements: readonly Judgement[]): Verdict {
-  const { saleId, quiet, log, mysql, kafka } = evidence;
-  const { total, sold } = mysql.stock;
-  const accepted = [...acceptedAttempts(evidence)];
-  const broken = judgements.filter(({ found }) => found.count > 0);
-  return {
-    saleId,
-    quiet: quiet.reached,
-    allotment: total,
-    sold,
-    oversold: Math.max(0, liveUnits(mysql.orders) - total),
-    undersold: (log?.toldSoldOut ?? 0) > 0 ? Math.max(0, total - sold) : 0,
-    accepted: accepted.length,
-    rejectedAfterAccept: accepted.filter(({ order }) => order?.state === 'rejected').length,
-    lost: accepted.filter(({ order }) => whyLost(order, evidence) !== null).length,
-    duplicates: duplicatesIn(evidence),
-    duplicateRecords: kafka.recordCount - kafka.recorded.size,
-    refused: Object.fromEntries([...(log?.refused ?? [])].sort(([, a], [, b]) => b - a)),
-    latencyMs: {
-      entry: percentilesOf(log?.latency.entry),
-      order: percentilesOf(log?.latency.order),
-      acceptedToWritten: percentilesOf(acceptedToWritten(evidence)),
-    },
-    invariants: {
-      checked: judgements.filter(({ found }) => found.lookedAt > 0).length,
-      broken: broken.map(({ invariant }) => invariant.id),
-    },
-    breaches: broken.flatMap(({ invariant, found }) =>
-      found.shown.map((breach) => ({ invariant: invariant.id, ...breach })),
-    ),
-    breachCounts: Object.fromEntries(broken.map(({ invariant, found }) => [invariant.id, found.count])),
+/** Units unless a name says otherwise. */
+export interface Books {
+  readonly redis: {
+    readonly free: number;
+    readonly held: number;
+    readonly queued: number;
+    readonly sold: number;
+    /** Transfers. */
+    readonly openTransfers: number;
   };
+  readonly mysql: {
+    readonly total: number;
+    readonly sold: number;
+    readonly paid: number;
+    readonly returned: number;
+    /** Orders. */
+    readonly ordersByState: Readonly<Record<string, number>>;
+    /** Orders that never came about. */
+    readonly rejectedByReason: Readonly<Record<string, number>>;
+    /** Decisions. */
+    readonly unappliedEffects: number;
+  };
+  /** Sums over the partitions of the order topic. */
+  readonly kafka: { readonly endOffset: number; readonly committed: number; readonly lag: number };
 }
 
-function duplicatesIn(evidence: Evidence): number {
-  const { orders, ordersById, orderCount } = evidence.mysql;
-  const tooOften = [...ordersById.values()].filter((order) => effectsOfCreation(order, evidence) > 1);
-  return tooOften.length + Math.max(orders.length, orderCount) - ordersById.size;
-}
+/** Adds up the verdict's figures, slice by slice. */
+export class Tally {
+  private live = 0;
+  private paid = 0;
+  private returned = 0;
+  private accepted = 0;
+  private rejectedAfterAccept = 0;
+  private lost = 0;
+  private duplicates = 0;
+  private keys = 0;
+  private readonly acceptedToWritten = new Latencies();
+  private readonly ordersByState = new Map<string, number>();
+  private readonly rejectedByReason = new Map<string, number>();
 
-function acceptedToWritten({ log, kafka, mysql }: Evidence): Latencies {
-  const latencies = new Latencies();
-  for (const { orderId, state, kafkaOffset, createdAtMs } of mysql.orders) {
-    // Tombstones and dropped dead letters were not written because of a record.
-    if (state === 'expired' || kafkaOffset === null) continue;
-    const recorded = kafka.recorded.get(orderId)?.positions.map(({ timestampMs }) => timestampMs) ?? [];
-    const acceptedAtMs =
-      recorded.length > 0 ? Math.min(...recorded) : (log?.attempts.get(orderId)?.acceptedAtMs ?? null);
-    if (acceptedAtMs !== null) latencies.add(createdAtMs - acceptedAtMs);
+  add(slice: Slice): void {
+    this.live += liveUnits(slice.orders);
+    this.keys += slice.recorded.size;
+    for (const { order } of acceptedAttempts(slice)) {
+      this.accepted += 1;
+      if (order?.state === 'rejected') this.rejectedAfterAccept += 1;
+      if (whyLost(order, slice) !== null) this.lost += 1;
+    }
+    for (const { order, acceptedAtMs } of writtenOrders(slice)) {
+      this.acceptedToWritten.add(order.createdAtMs - acceptedAtMs);
+    }
+    for (const order of slice.ordersById.values()) {
+      if (effectsOfCreation(order, slice) > 1) this.duplicates += 1;
+      if (order.state === 'paid') this.paid += order.quantity;
+      count(this.ordersByState, order.state);
+      if (order.state === 'rejected' || order.state === 'expired')
+        count(this.rejectedByReason, order.reason ?? 'none');
+    }
+    this.duplicates += slice.orders.length - slice.ordersById.size;
+    for (const legs of slice.ledger.values()) {
+      for (const { account, amount, orderId } of legs)
+        if (account === 'free' && orderId !== null && amount > 0) this.returned += amount;
+    }
   }
-  return latencies;
+
+  verdict(sale: Sale, judgements: readonly Judgement[]): Verdict {
+    const { saleId, quiet, log, mysql, kafka } = sale;
+    const { total, sold } = mysql.stock;
+    const broken = judgements.filter(({ found }) => found.count > 0);
+    return {
+      saleId,
+      quiet: quiet.reached,
+      allotment: mysql.sale.allotment,
+      sold,
+      oversold: Math.max(0, this.live - total),
+      undersold: (log?.toldSoldOut ?? 0) > 0 ? Math.max(0, total - sold) : 0,
+      accepted: this.accepted,
+      rejectedAfterAccept: this.rejectedAfterAccept,
+      lost: this.lost,
+      duplicates: this.duplicates,
+      duplicateRecords: kafka.recordCount - this.keys,
+      refused: Object.fromEntries([...(log?.refused ?? [])].sort(([, a], [, b]) => b - a)),
+      latencyMs: {
+        entry: percentilesOf(log?.latency.entry),
+        order: percentilesOf(log?.latency.order),
+        acceptedToWritten: percentilesOf(this.acceptedToWritten),
+      },
+      books: this.books(sale),
+      invariants: {
+        checked: judgements.filter(({ found }) => found.lookedAt > 0).length,
+        broken: broken.map(({ invariant }) => invariant.id),
+        unchecked: judgements.flatMap(({ invariant: { id }, found: { unchecked } }) =>
+          unchecked === '' ? [] : [{ id, why: unchecked }],
+        ),
+      },
+      breaches: broken.flatMap(({ invariant, found }) =>
+        found.shown.map((breach) => ({ invariant: invariant.id, ...breach })),
+      ),
+      breachCounts: Object.fromEntries(broken.map(({ invariant, found }) => [invariant.id, found.count])),
+    };
+  }
+
+  private books({ mysql, redis, kafka }: Sale): Books {
+    const { free, held, queued, sold } = unitsInRedis(redis);
+    const transfers = redis.buckets.flatMap((bucket) => [...bucket.transfers.values()]);
+    const sum = (value: (partition: (typeof kafka.partitions)[number]) => number) =>
+      kafka.partitions.reduce((total, partition) => total + value(partition), 0);
+    const endOffset = sum(({ high }) => high);
+    const committed = sum(({ committed: offset, low }) => offset ?? low);
+    return {
+      redis: {
+        free,
+        held,
+        queued,
+        sold,
+        openTransfers: transfers.filter(({ kind }) => kind === 'out').length,
+      },
+      mysql: {
+        ...mysql.stock,
+        paid: this.paid,
+        returned: this.returned,
+        ordersByState: Object.fromEntries(this.ordersByState),
+        rejectedByReason: Object.fromEntries(this.rejectedByReason),
+        unappliedEffects: mysql.unappliedEffects,
+      },
+      kafka: { endOffset, committed, lag: Math.max(0, endOffset - committed) },
+    };
+  }
+}
+
+function count(counts: Map<string, number>, name: string): void {
+  counts.set(name, (counts.get(name) ?? 0) + 1);
 }
 
 function percentilesOf(latencies: Latencies | undefined): Percentiles {
@@ -108,11 +197,7 @@ function percentilesOf(latencies: Latencies | undefined): Percentiles {
 }
 
 /** The verdict for people: the figures, one line per invariant, and what is broken with its witnesses. */
-export function renderReport(
-  verdict: Verdict,
-  { quiet }: Evidence,
-  judgements: readonly Judgement[],
-): string {
+export function renderReport(verdict: Verdict, { quiet }: Sale, judgements: readonly Judgement[]): string {
   const lines = [
     `Sale ${verdict.saleId}: ${verdict.sold} of ${verdict.allotment} units sold` +
       ` (oversold ${verdict.oversold}, undersold ${verdict.undersold})`,
@@ -134,7 +219,11 @@ export function renderReport(
       lines.push(`  ${message}`, `    ${JSON.stringify(witness)}`);
     if (found.count > found.shown.length) lines.push(`  … and ${found.count - found.shown.length} more`);
   }
-  const { checked, broken } = verdict.invariants;
+  const { checked, broken, unchecked } = verdict.invariants;
+  if (unchecked.length > 0) {
+    lines.push('', 'Not checked, or not wholly:');
+    for (const { id, why } of unchecked) lines.push(`  ${id.padEnd(4)} ${why}`);
+  }
   lines.push(
     '',
     broken.length === 0

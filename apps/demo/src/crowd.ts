@@ -4,7 +4,7 @@ import type { Figures } from './figures.js';
 import { Fifo, Pacer } from './pacing.js';
 import { arrivalTimesMs, diceOf, intentionsOf } from './seeded.js';
 import { Shopper, type Answer, type ShopperRequest, type Step } from './shopper.js';
-import { isTimeout, readAnswer, recordOf, wireOf } from './wire.js';
+import { headersOf, isTimeout, NO_HEADERS, readAnswer, recordOf, wireOf } from './wire.js';
 
 export interface CrowdOptions {
   /** The gateway, for example `http://127.0.0.1:8080`. */
@@ -200,6 +200,7 @@ export class Crowd {
     const sentMs = Date.now();
     figures.requests += 1;
     let answer: Answer;
+    let seen = NO_HEADERS;
     try {
       const reply = await this.#pool.request({
         method,
@@ -207,13 +208,15 @@ export class Crowd {
         headers: { ...visitor.headers, ...headers },
         ...(body === undefined ? {} : { body }),
       });
+      seen = headersOf(reply.headers);
       answer = readAnswer(reply.statusCode, reply.headers['retry-after'], await reply.body.text());
     } catch (error) {
       figures.unanswered += 1;
       answer = { http: 0, code: isTimeout(error) ? 'timeout' : 'cut', body: {}, retryAfterMs: 0 };
     }
     const receivedMs = Date.now();
-    log.write(recordOf({ saleId, skuId, shopperId, entryKey, request, answer, sentMs, receivedMs }));
+    const times = { sentMs, receivedMs, deadlineMs: EXCHANGE_TIMEOUT_MS };
+    log.write(recordOf({ saleId, skuId, shopperId, entryKey, request, answer, ...seen, ...times }));
     return answer;
   }
 

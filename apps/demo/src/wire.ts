@@ -43,6 +43,23 @@ export function readAnswer(http: number, retryAfter: string | string[] | undefin
   return { http, code, body, retryAfterMs };
 }
 
+/** What the client log keeps of an answer's headers. */
+interface SeenHeaders {
+  /** As it was; absent where there was none. */
+  readonly retryAfter?: string;
+  readonly contentType: string;
+}
+
+export const NO_HEADERS: SeenHeaders = { contentType: '' };
+
+export function headersOf(headers: Readonly<Record<string, string | string[] | undefined>>): SeenHeaders {
+  const retryAfter = headers['retry-after'];
+  return {
+    contentType: String(headers['content-type'] ?? ''),
+    ...(retryAfter === undefined ? {} : { retryAfter: String(retryAfter) }),
+  };
+}
+
 export function isTimeout(error: unknown): boolean {
   return error instanceof Error && /TIMEOUT/.test((error as NodeJS.ErrnoException).code ?? '');
 }
@@ -79,19 +96,24 @@ const OPERATIONS = {
  * One line of the client log, in the auditor's format (apps/auditor/src/read-log.ts): what was sent, what came back, and
  * when, by the crowd's own clock.
  */
-export function recordOf(exchange: {
-  readonly saleId: string;
-  readonly skuId: string;
-  readonly shopperId: string;
-  /** The idempotency key of the entry that this exchange belongs to. */
-  readonly entryKey: string;
-  readonly request: ShopperRequest;
-  readonly answer: Answer;
-  readonly sentMs: number;
-  readonly receivedMs: number;
-}): object {
+export function recordOf(
+  exchange: SeenHeaders & {
+    readonly saleId: string;
+    readonly skuId: string;
+    readonly shopperId: string;
+    /** The idempotency key of the entry that this exchange belongs to. */
+    readonly entryKey: string;
+    readonly request: ShopperRequest;
+    readonly answer: Answer;
+    readonly sentMs: number;
+    readonly receivedMs: number;
+    /** How long the crowd waits for an answer. */
+    readonly deadlineMs: number;
+  },
+): object {
   const { request, answer, entryKey, ...rest } = exchange;
-  const { state, purchaseToken, unitPrice } = answer.body;
+  const { state, purchaseToken, unitPrice, orderId, entryId } = answer.body;
+  const answeredId = orderId ?? entryId;
   return {
     op: OPERATIONS[request.kind],
     attemptId: attemptOf(request, answer),
@@ -102,6 +124,10 @@ export function recordOf(exchange: {
     key: entryKey,
     sentMs: rest.sentMs,
     receivedMs: rest.receivedMs,
+    deadlineMs: rest.deadlineMs,
+    contentType: rest.contentType,
+    ...(rest.retryAfter === undefined ? {} : { retryAfter: rest.retryAfter }),
+    answeredId: typeof answeredId === 'string' ? answeredId : '',
     http: answer.http,
     code: answer.code,
     state: typeof state === 'string' ? state : '',

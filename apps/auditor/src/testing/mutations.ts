@@ -14,12 +14,16 @@ export interface Mutation {
   readonly witness: (sale: SyntheticSale) => object;
   readonly figures?: Partial<Verdict>;
   readonly env?: Record<string, string>;
+  /** Breaks it in what the services count. */
+  readonly metrics?: (metrics: string) => string;
+  /** When the last fault was healed, ms after the sale's first grant; the run is then one with faults. */
+  readonly healedAtMs?: number;
 }
 
 const of = (story: Story) => ({ order_id: story.attemptId });
 
-/** At least one for every invariant. */
-export const MUTATIONS: readonly Mutation[] = [
+/** What breaks in the stores: with those of answer-mutations.ts, at least one for every invariant. */
+export const STORE_MUTATIONS: readonly Mutation[] = [
   {
     breaks: 'I1',
     when: 'sale_stock.sold is raised',
@@ -163,7 +167,7 @@ export const MUTATIONS: readonly Mutation[] = [
         sale.story('unpaid').attemptId,
       ]);
     },
-    witness: () => ({ record: '0/0' }),
+    witness: (sale) => ({ record: '0/0', kafka_offset: sale.offsetOf(sale.story('paid')).offset }),
   },
   {
     breaks: 'I9',
@@ -196,8 +200,8 @@ export const MUTATIONS: readonly Mutation[] = [
   {
     breaks: 'I10',
     when: 'nobody in the log made the attempt',
-    log: (sale) => sale.logWithout(sale.story('paid'), 'entry'),
-    witness: (sale) => of(sale.story('paid')),
+    log: (sale) => sale.logWithout(sale.story('paid', 1), 'entry'),
+    witness: (sale) => of(sale.story('paid', 1)),
   },
   {
     breaks: 'I10',
@@ -282,6 +286,34 @@ export const MUTATIONS: readonly Mutation[] = [
     when: 'tokens were signed with a key that nobody has',
     witness: () => ({}),
     env: { PURCHASE_TOKEN_KEYS: `test:${Buffer.alloc(32).toString('base64')}` },
+  },
+  {
+    breaks: 'I16',
+    when: 'units were granted before the sale opened',
+    mutate: (sale) =>
+      sale.setAttempt(sale.story('cancelled'), (packed) =>
+        packed.replace(`|${sale.startMs}|1`, `|${sale.startMs - 60_000}|1`),
+      ),
+    witness: (sale) => ({
+      attemptId: sale.story('cancelled').attemptId,
+      grantedAtMs: sale.startMs - 60_000,
+    }),
+  },
+  {
+    breaks: 'I16',
+    when: 'a token was issued after the sale had closed',
+    mutate: (sale) => sale.sql('UPDATE sale SET closes_at = ?', [new Date(sale.startMs + 105)]),
+    witness: (sale) => ({ ...of(sale.story('refunded')), issuedAtMs: sale.startMs + 110 }),
+  },
+  {
+    breaks: 'I16',
+    when: 'an order is taken long after its token has expired',
+    log: (sale) =>
+      sale.logWith(sale.story('paid'), 'order', {
+        sentMs: sale.startMs + 150_000,
+        receivedMs: sale.startMs + 150_020,
+      }),
+    witness: (sale) => ({ ...of(sale.story('paid')), orderSentMs: sale.startMs + 150_000 }),
   },
   {
     breaks: 'I17',
@@ -395,5 +427,64 @@ export const MUTATIONS: readonly Mutation[] = [
       key: sale.story('rejected').attemptId,
       ...sale.offsetOf(sale.story('rejected')),
     }),
+  },
+  {
+    breaks: 'I21',
+    when: 'a leg was changed after the snapshot, and the entry still adds up',
+    mutate: (sale) =>
+      sale.sql('UPDATE ledger SET at = at + INTERVAL 1 SECOND WHERE entry_id = ?', [
+        `${sale.saleId}:allot:1`,
+      ]),
+    witness: (sale) => ({ entry_id: `${sale.saleId}:allot:1`, account: 'free' }),
+  },
+  {
+    breaks: 'I21',
+    when: 'an entry was removed after the snapshot',
+    mutate: (sale) =>
+      sale.sql('DELETE FROM ledger WHERE entry_id = ?', [`${sale.story('unpaid').attemptId}:return`]),
+    witness: (sale) => ({ entry_id: `${sale.story('unpaid').attemptId}:return`, now: null }),
+  },
+  {
+    breaks: 'I24',
+    when: 'Redis was never told of a decision',
+    mutate: (sale) =>
+      sale.sql("UPDATE effect SET applied_at = NULL WHERE kind = 'confirm' AND order_id = ?", [
+        sale.story('paid').attemptId,
+      ]),
+    witness: (sale) => ({ ...of(sale.story('paid')), kind: 'confirm' }),
+  },
+  {
+    breaks: 'I24',
+    when: 'a hold is long past its deadline and nothing looks at it',
+    mutate: (sale) =>
+      sale.setAttempt(sale.story('refused'), () => `H|${sale.story('refused').shopperId}|1|1000|||||1000|1`),
+    witness: (sale) => ({ attemptId: sale.story('refused').attemptId, redis: 'H', deadlineMs: 1_000 }),
+  },
+  {
+    breaks: 'I24',
+    when: 'something resolved is still to be looked at',
+    mutate: (sale) => {
+      const { bucket, attemptId } = sale.story('paid');
+      return sale.redis.zadd(bucketKeys(sale.saleId, bucket).deadlines, 5, attemptId.slice(-22));
+    },
+    witness: (sale) => ({ attemptId: sale.story('paid').attemptId, redis: 'C' }),
+  },
+  {
+    breaks: 'I24',
+    when: 'an open transfer is forgotten',
+    mutate: async (sale) => {
+      await sale.redis.hset(bucketKeys(sale.saleId, 0).transfers, 'tid-2', 'out|1|1|5');
+      await sale.change(0, { free: -1, out: 1 });
+    },
+    witness: () => ({ transfer: 'tid-2', bucket: 0, units: 1 }),
+  },
+  {
+    breaks: 'I25',
+    when: 'an order that was recorded twice is sold twice',
+    mutate: (sale) => {
+      const { attemptId: orderId, quantity: units } = sale.story('paid');
+      return sale.move(`${orderId}:sell-again`, { from: 'held', to: 'sold', units, orderId, at: new Date() });
+    },
+    witness: (sale) => ({ ...of(sale.story('paid')), records: 2, times: 2 }),
   },
 ];

@@ -96,7 +96,7 @@ export class SyntheticSale {
   readonly redis: Redis;
   readonly mysql: Pool;
   private readonly kafka: Kafka;
-  private readonly folder = mkdtempSync(join(tmpdir(), 'auditor-'));
+  readonly folder = mkdtempSync(join(tmpdir(), 'auditor-'));
   private readonly offsets = new Map<string, { partition: number; offset: number }>();
 
   constructor(servers: { redisUrl: string; kafkaBrokers: string; mysqlUrl: string }) {
@@ -179,6 +179,7 @@ export class SyntheticSale {
             'dlq-partition': String(partition),
             'dlq-offset': String(offset),
             'dlq-cause': 'not_json',
+            'dlq-schema': '',
           },
         },
       ],
@@ -310,6 +311,12 @@ export class SyntheticSale {
       receivedMs: this.startMs + atMs + 20,
       code: '',
       state: '',
+      contentType:
+        Number(rest['http']) >= 400 ? 'application/problem+json; charset=utf-8' : 'application/json',
+      ...([429, 503].includes(Number(rest['http'])) ? { retryAfter: '1' } : {}),
+      deadlineMs: 10_000,
+      bodyHash: op === 'order' ? 'delivery-1' : '',
+      answeredId: op === 'entry' || Number(rest['http']) >= 400 ? '' : story.attemptId,
       ...rest,
     };
   }
@@ -334,10 +341,38 @@ export class SyntheticSale {
         }),
       );
     }
+    // One shopper changed a mind about the number, under the same key.
+    if (story === this.story('paid')) {
+      const reused = { http: 422, code: 'idempotency_key_reused', attemptId: '', quantity: 1 };
+      lines.push(this.exchange(story, 'entry', { atMs: 500, ...reused }));
+    }
     if (ending === 'cancelled')
       lines.push(this.exchange(story, 'cancel', { atMs: 20_000, http: 200, state: 'cancelled' }));
     if (ending === 'released') lines.push(this.exchange(story, 'leave', { atMs: 20_000, http: 204 }));
     return lines;
+  }
+
+  /** What the services count when nothing is broken, in Prometheus' text format. */
+  metrics(): string {
+    const is = (endings: readonly Ending[]) =>
+      this.stories.filter(({ ending }) => endings.includes(ending)).length;
+    const written = is([...LIVE, ...RETURNED]);
+    const sold = this.stories.reduce(
+      (sum, { ending, quantity }) => sum + (LIVE.has(ending) ? quantity : 0),
+      0,
+    );
+    const stock = Object.entries({ free: TOTAL - sold, held: 0, queued: 0, sold });
+    return [
+      '# HELP orders_placed_total Orders asked for, by how they were answered',
+      '# TYPE orders_placed_total counter',
+      `orders_placed_total{answer="accepted",otel_scope_name="x"} ${written}`,
+      'orders_placed_total{answer="enqueue_unknown"} 2',
+      `orders_written_total{state="awaiting_payment",reason=""} ${written} 1700000000000`,
+      `inventory_tombstones_total{reason="hold_expired"} ${is(['hold_expired'])}`,
+      `inventory_tombstones_total{reason="released"} ${is(['released'])}`,
+      ...stock.map(([state, units]) => `sale_stock_units{sale="${this.saleId}",state="${state}"} ${units}`),
+      'sale_stock_units{sale="another",state="free"} 7',
+    ].join('\n');
   }
 
   private allKeys(): string[] {
@@ -407,10 +442,10 @@ export class SyntheticSale {
       topic: this.env['ORDERS_TOPIC'] ?? '',
       partition_number: dead.partition,
       record_offset: dead.offset,
-      order_id: null,
+      order_id: this.story('dead_letter').attemptId,
       cause: 'not_json',
       schema_version: '',
-      state: 'open',
+      state: 'dropped',
       at: at(2_000),
     });
   }
