@@ -93,4 +93,38 @@ describe('StockModel', () => {
     ]);
     expect(from.openTransfers).toBe(0);
   });
+
+  it('begins to expire what Kafka has lost, unless it was acknowledged anew', () => {
+    const model = new StockModel(1, gate);
+    model.grant([wish('a1', 'a')], 0);
+    model.queue({ ...wish('a1', 'a'), deliveryHash: 'd' }, 50, 100);
+    model.recordOffset('a1', '7', 60, 1000);
+    expect([model.beginLost('a1', '6'), model.beginLost('a1', '7'), model.beginLost('a1', '7')]).toEqual([
+      false,
+      true,
+      false,
+    ]);
+    expect(model.queue({ ...wish('a1', 'a'), deliveryHash: 'd' }, 70, 100)).toBe('expiring');
+  });
+
+  it('corrects the number of its units once per correction, and takes only what is free', () => {
+    const model = new StockModel(2, gate);
+    model.grant([wish('a1', 'a')], 0);
+    expect([model.correct('x', -2), model.correct('y', -1), model.correct('y', -1)]).toEqual([
+      'not_free',
+      'corrected',
+      'already',
+    ]);
+    expect([model.units, model.free, model.held]).toEqual([1, 0, 1]);
+  });
+
+  it('has clones that go their own way', () => {
+    const model = new StockModel(2, gate);
+    model.grant([wish('a1', 'a')], 0);
+    const copy = model.clone();
+    copy.apply('a1', 'confirm', '');
+    copy.transferOut('t', 1);
+    expect([copy.sold, copy.free, copy.departures()]).toEqual([1, 0, [{ tid: 't', units: 1 }]]);
+    expect([model.sold, model.free, model.departures()]).toEqual([0, 1, []]);
+  });
 });

@@ -62,6 +62,7 @@ export class StockModel {
   readonly aliases = new Map<string, string>();
   private readonly departed = new Map<string, { readonly units: number; done: boolean }>();
   private readonly arrived = new Map<string, number>();
+  private readonly corrected = new Map<string, number>();
 
   constructor(
     readonly initial: number,
@@ -86,8 +87,13 @@ export class StockModel {
   get sold(): number {
     return this.unitsIn('C');
   }
+  /** What lies in this bucket, whoever it is set aside for. */
+  get units(): number {
+    const corrections = [...this.corrected.values()].reduce((sum, units) => sum + units, 0);
+    return this.initial + this.in - this.out + corrections;
+  }
   get free(): number {
-    return this.initial + this.in - this.out - this.held - this.queued - this.sold;
+    return this.units - this.held - this.queued - this.sold;
   }
 
   /** Units of a shopper that count against the limit. */
@@ -112,7 +118,8 @@ export class StockModel {
   }
 
   queue(wish: ModelWish & { readonly deliveryHash: string }, nowMs: number, aheadMs: number): ModelQueue {
-    if (this.aliases.has(wish.id)) return 'contradicts';
+    // The hold that the token was made of was forgotten: MySQL decides.
+    if (this.aliases.has(wish.id)) return 'missing';
     const attempt = this.attempts.get(wish.id);
     if (!attempt) return 'missing';
     if (attempt.shopperId !== wish.shopperId || attempt.quantity !== wish.quantity) return 'contradicts';
@@ -164,6 +171,15 @@ export class StockModel {
     return due;
   }
 
+  /** Kafka has lost an acknowledged order: it begins to expire, unless it was acknowledged anew in the meantime. */
+  beginLost(id: string, offset: string): boolean {
+    const attempt = this.attempts.get(id);
+    if (attempt?.state !== 'Q' || attempt.offset !== offset) return false;
+    attempt.state = 'q';
+    attempt.reason = 'lost';
+    return true;
+  }
+
   apply(id: string, kind: 'confirm' | 'void', reason: string): ModelEffect {
     const attempt = this.attempts.get(id);
     if (!attempt) return { outcome: 'missing' };
@@ -199,6 +215,34 @@ export class StockModel {
     if (transfer.done) return 'already';
     transfer.done = true;
     return 'done';
+  }
+
+  /** Transfers that have left here and are not known to have arrived. */
+  departures(): { readonly tid: string; readonly units: number }[] {
+    return [...this.departed].flatMap(([tid, { units, done }]) => (done ? [] : [{ tid, units }]));
+  }
+
+  hasArrived(tid: string): boolean {
+    return this.arrived.has(tid);
+  }
+
+  /** The reconciler found units missing, or too many. Idempotent by id; units that are not free cannot be taken. */
+  correct(id: string, units: number): 'corrected' | 'already' | 'not_free' {
+    if (this.corrected.has(id)) return 'already';
+    if (this.free + units < 0) return 'not_free';
+    this.corrected.set(id, units);
+    return 'corrected';
+  }
+
+  /** The same bucket as it is now, for a replica to keep. */
+  clone(): StockModel {
+    const copy = new StockModel(this.initial, this.gate);
+    for (const [id, attempt] of this.attempts) copy.attempts.set(id, { ...attempt });
+    for (const [id, liveId] of this.aliases) copy.aliases.set(id, liveId);
+    for (const [tid, departure] of this.departed) copy.departed.set(tid, { ...departure });
+    for (const [tid, units] of this.arrived) copy.arrived.set(tid, units);
+    for (const [id, units] of this.corrected) copy.corrected.set(id, units);
+    return copy;
   }
 
   private grantOne({ id, shopperId, quantity }: ModelWish, nowMs: number): ModelGrant {
