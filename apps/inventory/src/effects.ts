@@ -1,5 +1,6 @@
 import type { Database, SqlRow } from '@flash-sale/database';
 import { effectOf, type OrderState } from '@flash-sale/domain';
+import { decidedColumns, decidedRowFrom, reasonOf } from './decided-rows.js';
 import type { Effect, Stock } from './stock.js';
 
 /** One try applies at most this many. */
@@ -30,7 +31,11 @@ export class Effects {
   async apply(effects: readonly Effect[]): Promise<number> {
     const inOrder = effects.toSorted(byLife);
     const outcomes = await this.stock.applyEffects(inOrder);
-    const told = inOrder.filter((_, index) => outcomes[index]?.outcome !== 'unavailable');
+    const forgotten = inOrder.filter((_, index) => outcomes[index]?.outcome === 'missing');
+    const untold = forgotten.length > 0 ? await this.adopt(forgotten) : new Set();
+    const told = inOrder.filter(
+      ({ attemptId }, index) => outcomes[index]?.outcome !== 'unavailable' && !untold.has(attemptId),
+    );
     for (const kind of ['confirm', 'void'] as const) {
       const ids = told.filter((effect) => effect.kind === kind).map(({ attemptId }) => attemptId);
       if (ids.length === 0) continue;
@@ -40,6 +45,26 @@ export class Effects {
       );
     }
     return told.length;
+  }
+
+  /**
+   * What Redis has forgotten, or never knew because MySQL alone decided it, is in its free units. The record that the row says
+   * takes them from there, or says that there are none to take; so a unit that MySQL has sold is not granted again.
+   *
+   * @returns the attempts of which Redis could not be told
+   */
+  private async adopt(effects: readonly Effect[]): Promise<Set<string>> {
+    const ids = [...new Set(effects.map(({ attemptId }) => attemptId))];
+    const rows = await this.database.query(
+      `SELECT ${decidedColumns('orders')} FROM orders WHERE order_id IN (?)`,
+      [ids],
+    );
+    const wanted = rows.map(decidedRowFrom).map((row) => ({ row, seen: '', correctionId: '' }));
+    const outcomes = await this.stock.restore(wanted);
+    // Known by now after all: the effect is for it.
+    return new Set(
+      wanted.flatMap(({ row }, index) => (outcomes[index]?.outcome === 'restored' ? [] : [row.orderId])),
+    );
   }
 
   /** Applies what rows of these states mean, whether or not it was applied before: Redis may have forgotten it. */
@@ -94,11 +119,4 @@ export class Effects {
 /** Confirmed before void, whatever the clock says of two rows written in one millisecond. */
 function byLife(a: Effect, b: Effect): number {
   return a.kind === b.kind ? 0 : a.kind === 'confirm' ? -1 : 1;
-}
-
-/** What Redis keeps as the reason of a void: the row's, or where the order went. */
-function reasonOf(state: Exclude<OrderState, 'queued'>, reason: string | null): string {
-  if (effectOf(state) === 'confirm') return '';
-  if (state === 'expired' || state === 'rejected') return reason ?? state;
-  return state === 'refunded' ? 'refunding' : state;
 }

@@ -46,6 +46,10 @@ export const inventoryVariables = {
   EFFECT_AGE_MS: msVariable.default(1_000),
   /** How often sales are read again, "sold out" is doubted and the feed is compared with the truth. */
   WATCH_INTERVAL_MS: intVariable({ min: 20, max: 60_000 }).default(1_000),
+  /** How often Redis is compared with MySQL; what two comparisons see alike is corrected. */
+  RECONCILE_INTERVAL_MS: intVariable({ min: 20, max: 600_000 }).default(2_000),
+  /** How long the one who rebuilds a sale that Redis has lost may be silent before another takes over. */
+  REBUILD_LEASE_MS: intVariable({ min: 500, max: 600_000 }).default(5_000),
 } as const;
 
 export type InventoryEnv = Env<typeof inventoryVariables>;

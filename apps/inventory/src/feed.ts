@@ -36,12 +36,38 @@ export class Feed {
     if (view) this.levels.set(sale.saleId, stockLevelOf(view.free, sale.allotment));
     const filterVersion = numbered.soldOut ? await this.storeHolders(fresh) : 0;
     const snapshot = this.compose(fresh, numbered.version, numbered.soldOut, filterVersion);
-    await scripts.publish.run(
-      this.redis,
-      [SALE_FEED.snapshots],
-      [snapshot.saleId, snapshot.epoch, snapshot.version, encodeSnapshot(snapshot), SALE_FEED.channel],
-    );
+    await this.tell(snapshot);
     return true;
+  }
+
+  /**
+   * Tells gateways of a new epoch in which nothing is known yet: what they knew of the one before, "sold out" first of all,
+   * holds no more. Needs nothing of the sale to be in Redis.
+   */
+  async announceEpoch(sale: KnownSale): Promise<void> {
+    await this.tell(this.compose(sale, 0, false, 0));
+  }
+
+  /** Whether gateways find all sales in Redis. */
+  async isComplete(): Promise<boolean> {
+    return (await this.redis.hexists(SALE_FEED.snapshots, SALE_FEED.complete)) === 1;
+  }
+
+  /** Marks the sales as complete if all of these are told of; those that are over for good are told of here. */
+  async complete(sales: readonly KnownSale[]): Promise<void> {
+    const shown = sales.filter(({ storedPhase }) => storedPhase !== 'draft' && storedPhase !== 'warming');
+    if (shown.length > 0) {
+      const told = await this.redis.hmget(SALE_FEED.snapshots, ...shown.map(({ saleId }) => saleId));
+      const missing = shown.filter((_, index) => told[index] === null);
+      await Promise.all(
+        missing
+          .filter(({ storedPhase }) => storedPhase === 'settled')
+          .map((sale) => this.announceEpoch(sale)),
+      );
+      // A sale that Redis has lost is told of as soon as somebody rebuilds it.
+      if (missing.some(({ storedPhase }) => storedPhase !== 'settled')) return;
+    }
+    await this.redis.hset(SALE_FEED.snapshots, SALE_FEED.complete, 1);
   }
 
   /** Publishes if what gateways know differs from what was just seen. */
@@ -59,6 +85,14 @@ export class Feed {
     if (saleIds.length === 0) return;
     await this.redis.hdel(SALE_FEED.snapshots, ...saleIds);
     await Promise.all(saleIds.map((saleId) => this.redis.del(SALE_FEED.holders(saleId))));
+  }
+
+  private async tell(snapshot: SaleSnapshot): Promise<void> {
+    await scripts.publish.run(
+      this.redis,
+      [SALE_FEED.snapshots],
+      [snapshot.saleId, snapshot.epoch, snapshot.version, encodeSnapshot(snapshot), SALE_FEED.channel],
+    );
   }
 
   private compose(sale: KnownSale, version: number, soldOut: boolean, filterVersion: number): SaleSnapshot {

@@ -5,7 +5,9 @@ import type { RedisClient } from '@flash-sale/redis';
 import { Effects } from './effects.js';
 import { Feed } from './feed.js';
 import { Loop } from './loop.js';
-import { inventoryMetrics } from './metrics.js';
+import { inventoryMetrics, type InventoryLog } from './metrics.js';
+import { Rebuilds } from './rebuild.js';
+import { Reconciler } from './reconcile.js';
 import { Reports } from './report.js';
 import { SaleBook, type KnownSale } from './sale-book.js';
 import { SaleState, type SaleView } from './sale-state.js';
@@ -14,7 +16,7 @@ import { isStoreAway } from './store-away.js';
 import { Stock } from './stock.js';
 import { Sweeper } from './sweeper.js';
 import { Transfers } from './transfers.js';
-import { WarmUp } from './warm-up.js';
+import { WarmUp, type FenceOf, type IncarnationOf } from './warm-up.js';
 import { Watch } from './watch.js';
 
 /** What the outside world is, and how patient inventory is with it. All times in milliseconds. */
@@ -31,14 +33,11 @@ export interface InventoryOptions {
   readonly sweepIntervalMs: number;
   readonly effectAgeMs: number;
   readonly watchIntervalMs: number;
+  readonly rebuildLeaseMs: number;
+  readonly reconcileIntervalMs: number;
+  /** Without it, a Redis that is there but behind is not noticed. */
+  readonly incarnationOf?: IncarnationOf;
   readonly log: InventoryLog;
-}
-
-export interface InventoryLog {
-  debug(fields: object, message: string): void;
-  info(fields: object, message: string): void;
-  warn(fields: object, message: string): void;
-  error(fields: object, message: string): void;
 }
 
 /** An open inventory. `start` begins to sweep and to watch; several instances may do so on the same stores. */
@@ -51,9 +50,13 @@ export interface Inventory {
   readonly state: SaleState;
   readonly sweeper: Sweeper;
   readonly watch: Watch;
+  readonly rebuilds: Rebuilds;
+  readonly reconciler: Reconciler;
   start(): void;
   /** Resolves when nothing runs any more. */
   stop(): Promise<void>;
+  /** A Redis server has come, gone or become another one: look at the sales at once. */
+  onServerChange(): void;
   /** A message of the feed: another instance may have changed a sale. */
   onFeedMessage(message: string): void;
 }
@@ -69,51 +72,75 @@ export function openInventory(options: InventoryOptions): Inventory {
   const book = new SaleBook(database);
   const state = new SaleState(redis);
   const feed = new Feed(redis, book);
-  const warmUp = new WarmUp(redis);
+  const incarnationOf = options.incarnationOf ?? (() => undefined);
+  // A server that is not known yet is none that anything was found whole on.
+  const fenceOf: FenceOf = ({ epoch }, { account }) =>
+    options.incarnationOf ? `${epoch}@${options.incarnationOf(account) ?? 'unknown'}` : String(epoch);
+  const warmUp = new WarmUp(redis, incarnationOf);
 
   const announce = (sale: KnownSale, soldOut: boolean, view?: SaleView) => {
     metrics.soldOut.add(1, { change: soldOut ? 'set' : 'lifted' });
     log.info({ sale: sale.saleId, soldOut }, soldOut ? 'sold out' : 'units are back, no longer sold out');
     feed.publish(sale, view).catch((error: unknown) => onError('gateways could not be told', error));
   };
-  const transfers = new Transfers(redis, state, {
+  const transfers = new Transfers(redis, state, fenceOf, {
     leaseMs,
     graceMs,
     metrics,
     onSoldOutChange: announce,
     onError,
   });
-  const stock = new Stock(redis, book, transfers, {
+  const onFreed = async (sale: KnownSale) => {
+    // If this fails, the watch finds the units within its interval.
+    const lifted = await state.credit(sale).catch((error: unknown) => {
+      onError(`units of sale ${sale.saleId} are free, but could not be credited`, error);
+      return false;
+    });
+    if (lifted) announce(sale, false);
+  };
+  const stock = new Stock(redis, book, transfers, fenceOf, {
     queuedMs: options.queuedMs,
     acknowledgedMs: options.acknowledgedMs,
     graceMs,
     metrics,
-    onFreed: async (sale) => {
-      // If this fails, the watch finds the units within its interval.
-      const lifted = await state.credit(sale).catch((error: unknown) => {
-        onError(`units of sale ${sale.saleId} are free, but could not be credited`, error);
-        return false;
-      });
-      if (lifted) announce(sale, false);
-    },
+    onFreed,
     onReleased: () => sweeping.nudge(),
+    onLost: (sale) => rebuilds.consider(sale),
     onError,
   });
   const effects = new Effects(stock, database);
+  const rebuilds = new Rebuilds(redis, database, options.kafka, book, warmUp, feed, {
+    ordersTopic: options.ordersTopic,
+    ordersGroup: options.ordersGroup,
+    leaseMs: options.rebuildLeaseMs,
+    incarnationOf,
+    metrics,
+    log,
+  });
   const sweeper = new Sweeper(redis, database, options.kafka, book, effects, transfers, {
     ordersTopic: options.ordersTopic,
     ordersGroup: options.ordersGroup,
     graceMs,
     leaseMs,
     effectAgeMs: options.effectAgeMs,
+    fenceOf,
     metrics,
     log,
+  });
+  const reconciler = new Reconciler(redis, database, book, state, stock, {
+    metrics,
+    log,
+    fenceOf,
+    onFreed,
+    onError,
   });
   const reports = new Reports(database, state, options.kafka, options);
   const sales = new Sales(database, book, warmUp, feed, (sale) => reports.findUnresolved(sale));
   const watch = new Watch(book, state, feed, warmUp, {
     metrics,
     onLifted: (sale, view) => announce(sale, false, view),
+    incarnationOf,
+    onDoubt: (sale) => rebuilds.consider(sale),
     onError,
   });
   const sweeping = new Loop({
@@ -122,6 +149,11 @@ export function openInventory(options: InventoryOptions): Inventory {
       if (await sweeper.pass(signal)) sweeping.nudge();
     },
     onError: (error) => onError('a sweep was not finished', error),
+  });
+  const reconciling = new Loop({
+    intervalMs: options.reconcileIntervalMs,
+    run: (signal) => reconciler.pass(signal),
+    onError: (error) => onError('Redis could not be compared with MySQL', error),
   });
   const watching = new Loop({
     intervalMs: options.watchIntervalMs,
@@ -138,13 +170,17 @@ export function openInventory(options: InventoryOptions): Inventory {
     state,
     sweeper,
     watch,
+    rebuilds,
+    reconciler,
     start() {
       sweeping.start();
       watching.start();
+      reconciling.start();
     },
     async stop() {
-      await Promise.all([sweeping.stop(), watching.stop()]);
+      await Promise.all([sweeping.stop(), watching.stop(), reconciling.stop(), rebuilds.stop()]);
     },
+    onServerChange: () => watching.nudge(),
     onFeedMessage(message) {
       let told: ReturnType<typeof decodeSnapshot>;
       try {

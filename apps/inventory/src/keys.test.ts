@@ -1,6 +1,6 @@
 import { describe, expect, it } from '@jest/globals';
-import { SaleId } from '@flash-sale/domain';
-import { bucketKeys, parseAttempt, stateKey } from './keys.js';
+import { SaleId, ShopperId } from '@flash-sale/domain';
+import { bucketKeys, packDecided, parseAttempt, stateKey } from './keys.js';
 
 const sale = SaleId.parse('noon');
 
@@ -39,5 +39,43 @@ describe('parseAttempt', () => {
 
   it.each(['', '@|other', 'X|alice|2|1000|||||900|1', 'H|alice|2'])('throws on %j', (text) => {
     expect(() => parseAttempt(sale, tail, text)).toThrow(/not the record of an attempt/);
+  });
+
+  it('reads what was packed of a decided row', () => {
+    const decided = {
+      state: 'confirmed',
+      shopperId: ShopperId.parse('alice'),
+      quantity: 2,
+      deliveryHash: 'd',
+      placedAt: { partition: 3, offset: '7' },
+      reason: '',
+      decidedAtMs: 900,
+      epoch: 4,
+    } as const;
+    expect(parseAttempt(sale, tail, packDecided(decided))).toEqual({
+      attemptId: `noon-${tail}`,
+      shopperId: 'alice',
+      state: 'confirmed',
+      quantity: 2,
+      deadlineMs: 900,
+      deliveryHash: 'd',
+      placedAt: { partition: 3, offset: 7n },
+      reason: '',
+      grantedAtMs: 900,
+      epoch: 4,
+    });
+    const ended = {
+      ...decided,
+      state: 'void',
+      reason: 'cancelled',
+      deliveryHash: null,
+      placedAt: null,
+    } as const;
+    expect(parseAttempt(sale, tail, packDecided(ended))).toMatchObject({
+      state: 'void',
+      deliveryHash: null,
+      placedAt: null,
+      reason: 'cancelled',
+    });
   });
 });

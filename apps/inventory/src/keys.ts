@@ -7,11 +7,11 @@ import { attemptIdFrom, type AttemptId, type SaleId, type ShopperId } from '@fla
  * All keys of a bucket share the hash tag `{S:B}`, so that one script can decide:
  * | Key | Type | Holds |
  * | --- | --- | --- |
- * | `fs:{S:B}:account` | hash | `sku epoch initial free held queued sold in out openTransfers`; the gate `opensAtMs closesAtMs paused closed limit holdMs gateVersion`; `grants` (ever granted) and `filterBits` |
+ * | `fs:{S:B}:account` | hash | `sku epoch initial free held queued sold in out openTransfers`; the gate `opensAtMs closesAtMs paused closed limit holdMs gateVersion`; `grants` (ever granted) and `filterBits`; `frozen`: 0 in use, 1 frozen by a rebuild, 2 being filled by it; `sealed`: the epoch in which it last ended; `boot`: incarnation of the server that it was last found whole on |
  * | `fs:{S:B}:attempts` | hash | tail → `state\|shopper\|quantity\|deadlineMs\|deliveryHash\|partition\|offset\|reason\|grantedAtMs\|epoch`, or `@\|tail` for an alias |
  * | `fs:{S:B}:shoppers` | hash | shopper → `used\|liveTail` |
  * | `fs:{S:B}:deadlines` | sorted set | tail → deadline (ms) of each unresolved attempt; `t:tid` → of each open outgoing transfer. While a sweeper has one, the end of its lease |
- * | `fs:{S:B}:transfers` | hash | tid → `out\|units\|destination\|atMs`, `in\|units\|source` or `done\|units\|destination` |
+ * | `fs:{S:B}:transfers` | hash | tid → `out\|units\|destination\|atMs`, `in\|units\|source`, `done\|units\|destination`, or `back\|…` where a rebuild returned them; `c:id` → `fix\|units` of a correction |
  * | `fs:{S:B}:holders` | bitmap | Bloom filter of the shoppers ever granted here |
  *
  * The sale's own slot:
@@ -101,6 +101,35 @@ export function parseAttempt(saleId: SaleId, tail: string, text: string): HoldRe
     grantedAtMs: Number(fields[8]),
     epoch: Number(fields[9]),
   };
+}
+
+/** What MySQL's row of a decided attempt says, as a record of Redis has it. */
+export interface DecidedRecord {
+  readonly state: 'confirmed' | 'void';
+  readonly shopperId: string;
+  readonly quantity: number;
+  readonly deliveryHash: string | null;
+  readonly placedAt: { readonly partition: number; readonly offset: string } | null;
+  readonly reason: string;
+  readonly decidedAtMs: number;
+  readonly epoch: number;
+}
+
+/** The inverse of {@link parseAttempt} for what has been decided. */
+export function packDecided(record: DecidedRecord): string {
+  const { state, shopperId, quantity, deliveryHash, placedAt, reason, decidedAtMs, epoch } = record;
+  return [
+    state === 'confirmed' ? 'C' : 'V',
+    shopperId,
+    quantity,
+    decidedAtMs,
+    deliveryHash ?? '',
+    placedAt?.partition ?? '',
+    placedAt?.offset ?? '',
+    reason,
+    decidedAtMs,
+    epoch,
+  ].join('|');
 }
 
 /** A bucket's account, read at one moment. Always: initial + in − out = free + held + queued + sold. */

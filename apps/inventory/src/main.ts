@@ -1,6 +1,6 @@
 import { Database, migrate } from '@flash-sale/database';
 import { KafkaAdmin } from '@flash-sale/kafka';
-import { connectRedis, subscribe } from '@flash-sale/redis';
+import { RedisWatch, connectRedis, subscribe } from '@flash-sale/redis';
 import { runMain, startService } from '@flash-sale/service';
 import { readInventoryEnv } from './env.js';
 import { InventoryModule } from './inventory.module.js';
@@ -18,8 +18,13 @@ await runMain('inventory', env.LOG_LEVEL, async (log) => {
   });
   const database = new Database({ url: env.MYSQL_URL, poolSize: env.MYSQL_POOL_SIZE });
   const kafka = new KafkaAdmin({ brokers: env.KAFKA_BROKERS, clientId: 'inventory', log });
+  const servers = new RedisWatch(redis, { log, onChange: () => inventory.onServerChange() });
   const inventory = openInventory({
     redis,
+    incarnationOf: (key) => {
+      const { status, incarnation } = servers.serverOf(key);
+      return status === 'serving' ? incarnation : undefined;
+    },
     database,
     kafka,
     ordersTopic: env.ORDERS_TOPIC,
@@ -31,6 +36,8 @@ await runMain('inventory', env.LOG_LEVEL, async (log) => {
     sweepIntervalMs: env.SWEEP_INTERVAL_MS,
     effectAgeMs: env.EFFECT_AGE_MS,
     watchIntervalMs: env.WATCH_INTERVAL_MS,
+    reconcileIntervalMs: env.RECONCILE_INTERVAL_MS,
+    rebuildLeaseMs: env.REBUILD_LEASE_MS,
     log,
   });
   try {
@@ -57,6 +64,7 @@ await runMain('inventory', env.LOG_LEVEL, async (log) => {
   kafka.logBounds(env.ORDERS_TOPIC).catch((error: unknown) => {
     log.warn({ err: error }, `topic ${env.ORDERS_TOPIC} cannot be read yet; until it can, no hold expires`);
   });
+  await servers.start();
   inventory.start();
   await startService({
     log,
@@ -64,14 +72,15 @@ await runMain('inventory', env.LOG_LEVEL, async (log) => {
     grpc: { module: InventoryModule.with(inventory), host: env.GRPC_HOST, port: env.GRPC_PORT },
     health: {
       ready: {
-        redis: () => redis.status === 'ready',
-        mysql: () => database.ping().then(() => true),
+        // Read once; while a store is away later, what needs it is answered with `unavailable`, and the rest goes on.
+        sales: () => inventory.watch.isReady,
       },
     },
     drain: {
       waitMs: env.DRAIN_WAIT_MS,
       stop: [{ name: 'sweeping and watching', run: () => inventory.stop() }],
       close: [
+        { name: 'redis watch', run: () => servers.stop() },
         { name: 'feed', run: () => feed.close() },
         { name: 'redis', run: () => redis.quit() },
         { name: 'mysql', run: () => database.close() },

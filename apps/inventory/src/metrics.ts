@@ -12,8 +12,25 @@ export function inventoryMetrics() {
     swept: counter('inventory_swept', 'Attempts past their deadline, by what became of them'),
     tombstones: counter('inventory_tombstones', 'Rows that say "never an order", by reason'),
     lostOrders: counter('inventory_lost_orders', 'Acknowledged orders that Kafka does not have'),
+    rebuilds: counter('inventory_rebuilds', 'Sales built anew in Redis, by outcome'),
+    rebuildDuration: meter().createHistogram('inventory_rebuild_duration', {
+      unit: 's',
+      description: 'From the finding that Redis has lost a sale to its being available again',
+    }),
+    corrections: counter('inventory_corrections', 'What the reconciler changed in Redis, by kind'),
+    unavailable: meter().createObservableGauge('inventory_unavailable_sales', {
+      description: 'Sales that Redis cannot say anything of: lost, or being rebuilt',
+    }),
     stock: meter().createObservableGauge('sale_stock_units', { description: 'Units, by sale and state' }),
   };
 }
 
 export type InventoryMetrics = ReturnType<typeof inventoryMetrics>;
+
+/** Where inventory says what happens to it. */
+export interface InventoryLog {
+  debug(fields: object, message: string): void;
+  info(fields: object, message: string): void;
+  warn(fields: object, message: string): void;
+  error(fields: object, message: string): void;
+}

@@ -13,7 +13,19 @@ interface MysqlFigures {
   readonly soldByRows: number;
   readonly quotaUsed: number;
   readonly ledgerSold: number;
-  readonly ledgerFree: number;
+  /** Over all accounts; what is moved from one to another adds up to 0. */
+  readonly ledgerSum: number;
+  /** Units that went back on sale, as the rows' states say. */
+  readonly returnedByRows: number;
+  /** Orders with another price, currency or SKU than the sale. */
+  readonly mispriced: number;
+  readonly shoppersOverLimit: number;
+  /** Edges that orders took, as their versions say, and as they are on record. */
+  readonly versions: number;
+  readonly events: number;
+  /** Minor units: what paid orders cost, and what was captured and not refunded. */
+  readonly owed: number;
+  readonly kept: number;
   readonly pendingDeadLetters: number;
   readonly openPayments: number;
 }
@@ -93,31 +105,45 @@ export class Reports {
 
   private async readMysql(sale: KnownSale): Promise<MysqlFigures> {
     const one = async (sql: string) => (await this.database.query(sql, [sale.saleId]))[0] ?? {};
-    const [stock, orders, returned, effects, quota, ledger, dead, payments] = await Promise.all([
-      one('SELECT total, sold FROM sale_stock WHERE sale_id = ?'),
-      this.database.query(
-        `SELECT state, reason, COUNT(*) AS orders, SUM(quantity) AS units FROM orders
-         WHERE sale_id = ? GROUP BY state, reason`,
-        [sale.saleId],
-      ),
-      one(
-        `SELECT COALESCE(SUM(amount), 0) AS units FROM ledger
+    const ofSale = 'order_id > ? AND order_id < ? AND CHAR_LENGTH(order_id) = ?';
+    const idsOfSale = [`${sale.saleId}-`, `${sale.saleId}-~`, sale.saleId.length + 23];
+    const [stock, orders, returned, effects, quota, ledger, dead, payments, events, kept, greedy] =
+      await Promise.all([
+        one('SELECT total, sold FROM sale_stock WHERE sale_id = ?'),
+        this.database.query(
+          `SELECT state, reason, COUNT(*) AS orders, SUM(quantity) AS units, SUM(version) AS versions,
+           SUM(quantity * unit_price) AS amount, SUM(unit_price <> ? OR currency <> ? OR sku_id <> ?) AS mispriced
+         FROM orders WHERE sale_id = ? GROUP BY state, reason`,
+          [sale.unitPrice, sale.currency, sale.skuId, sale.saleId],
+        ),
+        one(
+          `SELECT COALESCE(SUM(amount), 0) AS units FROM ledger
          WHERE sale_id = ? AND account = 'free' AND order_id IS NOT NULL AND amount > 0`,
-      ),
-      one('SELECT COUNT(*) AS effects FROM effect WHERE sale_id = ? AND applied_at IS NULL'),
-      one('SELECT COALESCE(SUM(used), 0) AS used FROM quota WHERE sale_id = ?'),
-      one(
-        `SELECT COALESCE(SUM(CASE WHEN account = 'sold' THEN amount END), 0) AS sold,
-           COALESCE(SUM(CASE WHEN account = 'free' THEN amount END), 0) AS free FROM ledger WHERE sale_id = ?`,
-      ),
-      one(
-        `SELECT COUNT(*) AS pending FROM dead_letter
+        ),
+        one('SELECT COUNT(*) AS effects FROM effect WHERE sale_id = ? AND applied_at IS NULL'),
+        one('SELECT COALESCE(SUM(used), 0) AS used FROM quota WHERE sale_id = ?'),
+        one(
+          `SELECT COALESCE(SUM(CASE WHEN account = 'sold' THEN amount END), 0) AS sold,
+           COALESCE(SUM(amount), 0) AS everything FROM ledger WHERE sale_id = ?`,
+        ),
+        one(
+          `SELECT COUNT(*) AS pending FROM dead_letter
          WHERE state = 'pending' AND order_id LIKE CONCAT(REPLACE(?, '_', '\\\\_'), '-______________________')`,
-      ),
-      one(
-        "SELECT COUNT(*) AS pending FROM payment WHERE sale_id = ? AND state NOT IN ('captured', 'declined')",
-      ),
-    ]);
+        ),
+        one(
+          "SELECT COUNT(*) AS pending FROM payment WHERE sale_id = ? AND state NOT IN ('captured', 'declined')",
+        ),
+        this.database.query(`SELECT COUNT(*) AS events FROM order_event WHERE ${ofSale}`, idsOfSale),
+        this.database.query(
+          `SELECT COALESCE(SUM(amount), 0) AS kept FROM payment WHERE ${ofSale} AND state = 'captured'
+           AND NOT EXISTS (SELECT 1 FROM refund WHERE refund.payment_id = payment.payment_id)`,
+          idsOfSale,
+        ),
+        this.database.query('SELECT COUNT(*) AS shoppers FROM quota WHERE sale_id = ? AND used > ?', [
+          sale.saleId,
+          sale.limitPerShopper,
+        ]),
+      ]);
     const units = (state: string) => sumOf(orders, (row) => row['state'] === state, 'units');
     return {
       shown: {
@@ -135,7 +161,17 @@ export class Reports {
       soldByRows: units('paid') + units('awaiting_payment'),
       quotaUsed: numberOf(quota, 'used'),
       ledgerSold: numberOf(ledger, 'sold'),
-      ledgerFree: numberOf(ledger, 'free'),
+      ledgerSum: numberOf(ledger, 'everything'),
+      returnedByRows: ['cancelled', 'unpaid', 'refunding', 'refunded'].reduce(
+        (total, state) => total + units(state),
+        0,
+      ),
+      mispriced: sumOf(orders, () => true, 'mispriced'),
+      shoppersOverLimit: numberOf(greedy[0] ?? {}, 'shoppers'),
+      versions: sumOf(orders, () => true, 'versions'),
+      events: numberOf(events[0] ?? {}, 'events'),
+      owed: sumOf(orders, (row) => row['state'] === 'paid', 'amount'),
+      kept: numberOf(kept[0] ?? {}, 'kept'),
       pendingDeadLetters: numberOf(dead, 'pending'),
       openPayments: numberOf(payments, 'pending'),
     };
@@ -165,6 +201,12 @@ function differencesOf(sale: KnownSale, view: LookOutcome, mysql: MysqlFigures):
   expect('the sum of sold orders', mysql.soldByRows, 'sale_stock.sold', mysql.shown.sold);
   expect('the sum of quotas', mysql.quotaUsed, 'sale_stock.sold', mysql.shown.sold);
   expect("the ledger's sold balance", mysql.ledgerSold, 'sale_stock.sold', mysql.shown.sold);
+  expect('the sum of all ledger entries', mysql.ledgerSum, 'what was moved from one account to another', 0);
+  expect('what the ledger gave back', mysql.shown.returned, 'the sum of ended orders', mysql.returnedByRows);
+  expect('the number of orders with another price', mysql.mispriced, 'what there may be', 0);
+  expect('the number of shoppers over the limit', mysql.shoppersOverLimit, 'what there may be', 0);
+  expect('the number of order events', mysql.events, "the sum of the orders' versions", mysql.versions);
+  expect('the money that was kept', mysql.kept, 'what paid orders cost', mysql.owed);
   if (view === 'unavailable') return [...found, 'Redis does not know the sale, or knows another epoch of it'];
   const { accounts } = view;
   const sum = (of: (account: Account) => number) =>

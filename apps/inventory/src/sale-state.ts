@@ -9,6 +9,8 @@ export interface SaleView {
   readonly soldOut: boolean;
   /** By bucket. */
   readonly accounts: readonly Account[];
+  /** By bucket: the incarnation of the server on which it was last found whole; '' where that is not known. */
+  readonly boots: readonly string[];
   /** Attempts and transfers that are not resolved. */
   readonly unresolved: number;
   readonly free: number;
@@ -49,7 +51,7 @@ export class SaleState {
   look(sale: KnownSale): Promise<LookOutcome> {
     const running = this.looking.get(sale.saleId);
     if (running) return running;
-    const look = this.lookNow(sale).finally(() => this.looking.delete(sale.saleId));
+    const look = this.lookAfresh(sale).finally(() => this.looking.delete(sale.saleId));
     this.looking.set(sale.saleId, look);
     return look;
   }
@@ -67,7 +69,8 @@ export class SaleState {
       throw new Error(`${sale.saleId} is not sold out: ${view.free} free, ${view.openTransfers} on the way`);
     }
     const reply = await scripts.soldOut.run(this.redis, [stateKey(sale.saleId)], [sale.epoch, view.credit]);
-    return reply.outcome === 'gone' || reply.outcome === 'other_epoch' ? 'unavailable' : reply.outcome;
+    const { outcome } = reply;
+    return outcome === 'set' || outcome === 'already' || outcome === 'credited' ? outcome : 'unavailable';
   }
 
   /** Units have become free in some bucket; call it after that write. Returns whether a "sold out" was lifted. */
@@ -76,7 +79,8 @@ export class SaleState {
     return reply.outcome === 'lifted';
   }
 
-  private async lookNow(sale: KnownSale): Promise<LookOutcome> {
+  /** The same, shared with nobody: everything that it sees was so after this call began. */
+  async lookAfresh(sale: KnownSale): Promise<LookOutcome> {
     const state = await this.read(sale);
     if (state === 'unavailable') return 'unavailable';
     const replies = await Promise.all(
@@ -86,15 +90,18 @@ export class SaleState {
       }),
     );
     const accounts: Account[] = [];
+    const boots: string[] = [];
     let unresolved = 0;
     for (const reply of replies) {
       if (reply.outcome !== 'ok') return 'unavailable';
       accounts.push(reply.account);
+      boots.push(reply.boot);
       unresolved += reply.unresolved;
     }
     return {
       ...state,
       accounts,
+      boots,
       unresolved,
       free: accounts.reduce((sum, account) => sum + account.free, 0),
       openTransfers: accounts.reduce((sum, account) => sum + account.openTransfers, 0),

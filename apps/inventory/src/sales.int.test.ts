@@ -272,6 +272,7 @@ describe('settling and the report', () => {
   it('reports stores that agree as balanced, and every difference in a sentence', async () => {
     const sale = await world.openSale(inventory, { allotment: 10 });
     await outcomeOf(sale, 'alice');
+    const orderId = wishOf(sale, 'alice').attemptId;
     const read = async () => SaleReport.parse(await inventory.reports.report(sale));
     expect(await read()).toMatchObject({ verdict: 'settling', phase: 'open', redis: { held: 1, free: 9 } });
 
@@ -279,8 +280,18 @@ describe('settling and the report', () => {
     await world.database.change('UPDATE sale_stock SET sold = 1 WHERE sale_id = ?', [sale.saleId]);
     await world.database.change(
       `INSERT INTO orders (order_id, sale_id, shopper_id, sku_id, quantity, unit_price, currency, state, batch_id, epoch,
-         created_at, updated_at) VALUES (?, ?, 'alice', 'sku', 1, 1, 'CNY', 'paid', 'b', 1, NOW(3), NOW(3))`,
-      [wishOf(sale, 'alice').attemptId, sale.saleId],
+         version, created_at, updated_at) VALUES (?, ?, 'alice', ?, 1, ?, ?, 'paid', 'b', 1, 2, NOW(3), NOW(3))`,
+      [orderId, sale.saleId, sale.skuId, sale.unitPrice, sale.currency],
+    );
+    await world.database.change(
+      `INSERT INTO order_event VALUES (?, 1, 'queued', 'awaiting_payment', 'test', NOW(3)),
+         (?, 2, 'awaiting_payment', 'paid', 'test', NOW(3))`,
+      [orderId, orderId],
+    );
+    await world.database.change(
+      `INSERT INTO payment (payment_id, order_id, sale_id, shopper_id, idempotency_key, body_hash, amount, currency, method,
+         state, created_at, updated_at) VALUES (?, ?, ?, 'alice', 'k', 'x', ?, ?, 'test-card', 'captured', NOW(3), NOW(3))`,
+      [`p-${orderId}`, orderId, sale.saleId, sale.unitPrice, sale.currency],
     );
     await world.database.change(`INSERT INTO quota VALUES (?, 'alice', 1)`, [sale.saleId]);
     await world.database.change(

@@ -6,10 +6,15 @@ import { ACCOUNT_FIELDS, type Account } from './keys.js';
  * fault, because then script and service do not fit each other.
  */
 
-/** Why a script decided nothing: Redis does not know the bucket, or knows it in another epoch. */
+/**
+ * Why a script decided nothing: Redis does not know the bucket, knows it in another epoch, its stock is being built anew
+ * (`filling`: from nothing), or another server answers for it than the one that it was last found whole on.
+ */
 export type Refusal =
   | { readonly outcome: 'gone' }
-  | { readonly outcome: 'other_epoch'; readonly epoch: number };
+  | { readonly outcome: 'other_epoch'; readonly epoch: number }
+  | { readonly outcome: 'frozen'; readonly filling: boolean }
+  | { readonly outcome: 'moved' };
 
 /** A record as it lies in Redis, under the tail of the attempt that owns it. */
 export interface FoundRecord {
@@ -66,10 +71,10 @@ function okOr<Value extends object>(
 ): (reply: unknown) => Refusal | Ok<Value> {
   return (reply) => {
     const [word, ...fields] = list(reply);
-    if (word === 'GONE') return { outcome: 'gone' };
-    if (word === 'EPOCH') return { outcome: 'other_epoch', epoch: whole(fields[0]) };
-    if (word !== 'OK') throw new Error('neither OK nor a refusal');
-    return { outcome: 'ok', ...rest(fields) };
+    if (word === 'OK') return { outcome: 'ok', ...rest(fields) };
+    const refusal = refusalOf(word, fields);
+    if (!refusal) throw new Error('neither OK nor a refusal');
+    return refusal;
   };
 }
 
@@ -79,9 +84,25 @@ function wordOr<Outcome extends string>(
 ): (reply: unknown) => Refusal | { readonly outcome: Outcome } {
   return (reply) => {
     const [word, ...fields] = list(reply);
-    if (word === 'GONE') return { outcome: 'gone' };
-    if (word === 'EPOCH') return { outcome: 'other_epoch', epoch: whole(fields[0]) };
-    return { outcome: oneOf(words, word) };
+    return refusalOf(word, fields) ?? { outcome: oneOf(words, word) };
+  };
+}
+
+function refusalOf(word: unknown, fields: readonly unknown[]): Refusal | undefined {
+  if (word === 'GONE') return { outcome: 'gone' };
+  if (word === 'EPOCH') return { outcome: 'other_epoch', epoch: whole(fields[0]) };
+  if (word === 'MOVED') return { outcome: 'moved' };
+  if (word === 'FROZEN') return { outcome: 'frozen', filling: whole(fields[0]) === 2 };
+  return undefined;
+}
+
+/** `{WORD, units}` where that is one of the words, or a refusal. */
+function unitsOr<Outcome extends string>(
+  words: Readonly<Record<string, Outcome>>,
+): (reply: unknown) => Refusal | { readonly outcome: Outcome; readonly units: number } {
+  return (reply) => {
+    const [word, ...fields] = list(reply);
+    return refusalOf(word, fields) ?? { outcome: oneOf(words, word), units: whole(fields[0] ?? 0) };
   };
 }
 
@@ -112,6 +133,14 @@ function decodeDue(item: unknown): DueItem {
   return { kind: 'transfer', tid: text(id), units: whole(units), destination: whole(destination) };
 }
 
+function decodeRestored(item: unknown) {
+  const [word, units] = list(item);
+  return {
+    outcome: oneOf({ RESTORED: 'restored', ALREADY: 'already', CHANGED: 'changed' } as const, word),
+    units: whole(units ?? 0),
+  };
+}
+
 function script<Reply>(name: string, keys: number, decode: (reply: unknown) => Reply): RedisScript<Reply> {
   return defineScript(new URL(`../src/scripts/${name}.lua`, import.meta.url), { keys, decode });
 }
@@ -128,7 +157,11 @@ export const scripts = {
     5,
     okOr((items) => ({ items: items.map(decodeGrant) })),
   ),
-  queue: script('queue', 3, (reply) => list(reply).map((word): QueueReply => oneOf(QUEUE_WORDS, word))),
+  queue: script(
+    'queue',
+    3,
+    okOr((items) => ({ items: items.map((word): QueueReply => oneOf(QUEUE_WORDS, word)) })),
+  ),
   recordOffsets: script('record-offsets', 2, (reply) => whole(reply)),
   release: script(
     'release',
@@ -162,8 +195,10 @@ export const scripts = {
   snapshot: script(
     'snapshot',
     2,
-    okOr(([unresolved, ...values]) => ({
+    okOr(([unresolved, boot, ...values]) => ({
       unresolved: whole(unresolved),
+      /** Incarnation of the server that this bucket was filled on, or looked through on, the last time. */
+      boot: text(boot),
       account: Object.fromEntries(
         ACCOUNT_FIELDS.map((name, index) => [name, whole(values[index])]),
       ) as unknown as Account,
@@ -177,11 +212,7 @@ export const scripts = {
     okOr(([version, soldOut]) => ({ version: whole(version), soldOut: whole(soldOut) === 1 })),
   ),
   publish: script('publish', 1, (reply) => oneOf({ PUBLISHED: 'published', OLDER: 'older' } as const, reply)),
-  transferOut: script('transfer-out', 3, (reply) => {
-    const [word, units] = list(reply);
-    if (word === 'OUT') return { outcome: 'out' as const, units: whole(units) };
-    return wordOr({ EMPTY: 'empty' } as const)(reply);
-  }),
+  transferOut: script('transfer-out', 3, unitsOr({ OUT: 'out', EMPTY: 'empty' } as const)),
   transferIn: script(
     'transfer-in',
     6,
@@ -192,6 +223,16 @@ export const scripts = {
     3,
     wordOr({ DONE: 'done', ALREADY: 'already', UNKNOWN: 'unknown' } as const),
   ),
+  freeze: script('freeze', 6, wordOr({ KEPT: 'kept', LOST: 'lost' } as const)),
+  transferEnd: script('transfer-end', 3, wordOr({ ENDED: 'ended', ALREADY: 'already' } as const)),
+  restore: script(
+    'restore',
+    6,
+    okOr(([freed, ...items]) => ({ freed: whole(freed), items: items.map(decodeRestored) })),
+  ),
+  seal: script('seal', 2, unitsOr({ SEALED: 'sealed', OPEN: 'open', FORGOT: 'forgot' } as const)),
+  thaw: script('thaw', 1, wordOr({ THAWED: 'thawed', ALREADY: 'already' } as const)),
+  adjust: script('adjust', 2, unitsOr({ DONE: 'done', ALREADY: 'already' } as const)),
   overdue: script(
     'overdue',
     4,

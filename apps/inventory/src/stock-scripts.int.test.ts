@@ -174,7 +174,7 @@ describeOnEveryRedis(({ redis, open }) => {
       expect(await bucket.transferOut('t1', 2)).toEqual({ outcome: 'out', units: 6 });
       expect(await bucket.transferOut('t1', 2)).toEqual({ outcome: 'out', units: 6 });
       expect(await bucket.transferOut('t2', 9)).toEqual({ outcome: 'out', units: 4 });
-      expect(await bucket.transferOut('t3', 1)).toEqual({ outcome: 'empty' });
+      expect(await bucket.transferOut('t3', 1)).toMatchObject({ outcome: 'empty' });
       expect(await bucket.account()).toMatchObject({ free: 0, out: 10, openTransfers: 2 });
       expect(await bucket.units()).toBe('free 0 held 0 queued 0 sold 0');
     });

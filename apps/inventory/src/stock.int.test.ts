@@ -248,12 +248,8 @@ describe.each(['one Redis', 'a cluster of three masters'] as const)('Stock on %s
   it('queues, finds and releases over the service as the scripts do', async () => {
     const sale = await world.openSale(inventory);
     await grant(sale, ['alice', 'bob']);
-    const order = (shopper: string, epoch = 1) => ({ ...wishOf(sale, shopper), epoch, deliveryHash: 'd' });
-    expect(await inventory.stock.queue([order('alice'), order('zoe'), order('bob', 9)])).toEqual([
-      'queued',
-      'missing',
-      'missing',
-    ]);
+    const order = (shopper: string) => ({ ...wishOf(sale, shopper), epoch: 1, deliveryHash: 'd' });
+    expect(await inventory.stock.queue([order('alice'), order('zoe')])).toEqual(['queued', 'missing']);
     await second.stock.recordOffsets([{ ...wishOf(sale, 'alice'), partition: 1, offset: '42' }]);
     expect(await second.stock.findHolds([wishOf(sale, 'alice'), wishOf(sale, 'zoe')])).toMatchObject([
       { outcome: 'hold', hold: { state: 'queued', placedAt: { partition: 1, offset: 42n } } },

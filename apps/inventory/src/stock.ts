@@ -1,9 +1,20 @@
-import { AttemptId, ShopperId, bucketOf, saleIdOf, tailOf, type SaleId } from '@flash-sale/domain';
+import {
+  AttemptId,
+  ShopperId,
+  bucketOf,
+  filterBitsFor,
+  filterPositions,
+  saleIdOf,
+  tailOf,
+  type SaleId,
+} from '@flash-sale/domain';
 import type { RedisClient } from '@flash-sale/redis';
-import { bucketKeys, parseAttempt, type BucketKeys, type HoldRecord } from './keys.js';
+import { decidedRecordOf, type DecidedRow } from './decided-rows.js';
+import { bucketKeys, packDecided, parseAttempt, type BucketKeys, type HoldRecord } from './keys.js';
 import type { InventoryMetrics } from './metrics.js';
 import type { KnownSale, SaleBook } from './sale-book.js';
 import { scripts, type EffectReply, type QueueReply, type Refusal } from './scripts.js';
+import type { FenceOf } from './warm-up.js';
 import { MAX_BATCH, grantArguments, type FetchOutcome, type Transfers, type Wish } from './transfers.js';
 
 /** Every item names an attempt and its shopper; the two say which bucket it belongs to. */
@@ -54,6 +65,32 @@ export interface Effect extends Named {
 /** `unavailable`: Redis has not been told; the effect must be kept. */
 export type EffectOutcome = EffectReply | { readonly outcome: 'unavailable' };
 
+/** A row of MySQL, and the record that Redis has of its attempt: '' for none. */
+export interface Restoration {
+  readonly row: DecidedRow;
+  readonly seen: string;
+  /** Under which Redis remembers that it was done; '' where a repetition does no harm. */
+  readonly correctionId: string;
+}
+export type RestoreOutcome =
+  | { readonly outcome: 'restored' | 'already' | 'changed'; readonly units: number }
+  | { readonly outcome: 'unavailable' };
+
+/** The arguments of one item of restore.lua. */
+export function restoreArguments(
+  sale: KnownSale,
+  { row, seen, correctionId }: Restoration,
+): (string | number)[] {
+  const bits = filterBitsFor(sale.allotment, sale.bucketCount);
+  return [
+    correctionId,
+    tailOf(row.orderId as AttemptId),
+    seen,
+    packDecided(decidedRecordOf(row)),
+    ...filterPositions(row.shopperId, bits),
+  ];
+}
+
 export interface StockOptions {
   readonly queuedMs: number;
   readonly acknowledgedMs: number;
@@ -62,6 +99,8 @@ export interface StockOptions {
   /** Units became free in a bucket of the sale. */
   readonly onFreed: (sale: KnownSale) => Promise<void>;
   readonly onReleased: () => void;
+  /** A bucket of the sale is not there, or only an old copy of it. */
+  readonly onLost: (sale: KnownSale) => void;
   readonly onError: (what: string, error: unknown) => void;
 }
 
@@ -77,6 +116,7 @@ export class Stock {
     private readonly redis: RedisClient,
     private readonly book: SaleBook,
     private readonly transfers: Transfers,
+    private readonly fenceOf: FenceOf,
     private readonly options: StockOptions,
   ) {}
 
@@ -93,7 +133,7 @@ export class Stock {
         const reply = await scripts.grant.run(
           this.redis,
           [keys.account, keys.attempts, keys.shoppers, keys.deadlines, keys.holders],
-          [sale.epoch, ...grantArguments(sale, items)],
+          [this.fenceOf(sale, keys), ...grantArguments(sale, items)],
         );
         if (reply.outcome !== 'ok') return this.ofGoneSale(sale, reply, items, { outcome: 'closed' });
         return Promise.all(
@@ -127,7 +167,7 @@ export class Stock {
         const reply = await scripts.find.run(
           this.redis,
           [keys.account, keys.attempts],
-          [sale.epoch, ...tailsAndShoppers(items)],
+          [this.fenceOf(sale, keys), ...tailsAndShoppers(items)],
         );
         if (reply.outcome !== 'ok') return this.ofGoneSale(sale, reply, items, { outcome: 'unknown' });
         return reply.items.map((found) =>
@@ -147,7 +187,7 @@ export class Stock {
         const reply = await scripts.release.run(
           this.redis,
           [keys.account, keys.attempts, keys.deadlines],
-          [sale.epoch, this.options.graceMs, ...tailsAndShoppers(items)],
+          [this.fenceOf(sale, keys), this.options.graceMs, ...tailsAndShoppers(items)],
         );
         return reply.outcome === 'ok'
           ? reply.items
@@ -166,10 +206,11 @@ export class Stock {
       unavailable: 'unavailable',
       run: async (sale, bucket, items) => {
         const keys = bucketKeys(sale.saleId, bucket);
-        const replies = await scripts.queue.run(
+        const reply = await scripts.queue.run(
           this.redis,
           [keys.account, keys.attempts, keys.deadlines],
           [
+            this.fenceOf(sale, keys),
             this.options.queuedMs,
             ...items.flatMap((item) => [
               tailOf(item.attemptId as AttemptId),
@@ -180,8 +221,9 @@ export class Stock {
             ]),
           ],
         );
-        return replies.map((reply, index): QueueOutcome => {
-          if (reply !== 'contradicts') return reply;
+        if (reply.outcome !== 'ok') return this.ofGoneSale<QueueOutcome>(sale, reply, items, 'missing');
+        return reply.items.map((outcome, index): QueueOutcome => {
+          if (outcome !== 'contradicts') return outcome;
           const attemptId = items[index]?.attemptId;
           this.options.onError(`a purchase token contradicts the hold ${attemptId}`, undefined);
           return 'unavailable';
@@ -241,12 +283,43 @@ export class Stock {
     return outcomes;
   }
 
+  /**
+   * Makes the records of attempts what rows of MySQL say, each only if it is still as the caller has seen it.
+   *
+   * @returns `restored` with the units, `already` by that correction before, `changed`, or `unavailable`
+   */
+  async restore(items: readonly Restoration[]): Promise<RestoreOutcome[]> {
+    const freed = new Map<SaleId, KnownSale>();
+    const outcomes = await this.route<Restoration & Named, RestoreOutcome>(
+      items.map((item) => ({ ...item, attemptId: item.row.orderId, shopperId: item.row.shopperId })),
+      {
+        unknownSale: UNAVAILABLE,
+        unavailable: UNAVAILABLE,
+        run: async (sale, bucket, items) => {
+          const keys = bucketKeys(sale.saleId, bucket);
+          const reply = await scripts.restore.run(
+            this.redis,
+            [keys.account, keys.attempts, keys.shoppers, keys.deadlines, keys.holders, keys.transfers],
+            [this.fenceOf(sale, keys), 0, ...items.flatMap((item) => restoreArguments(sale, item))],
+          );
+          if (reply.outcome !== 'ok') {
+            return this.ofGoneSale<RestoreOutcome>(sale, reply, items, { outcome: 'restored', units: 0 });
+          }
+          if (reply.freed > 0) freed.set(sale.saleId, sale);
+          return reply.items;
+        },
+      },
+    );
+    await Promise.all([...freed.values()].map((sale) => this.options.onFreed(sale)));
+    return outcomes;
+  }
+
   private applyAt(sale: KnownSale, keys: BucketKeys, items: readonly Effect[]) {
     return scripts.applyEffects.run(
       this.redis,
       [keys.account, keys.attempts, keys.shoppers, keys.deadlines],
       [
-        sale.epoch,
+        this.fenceOf(sale, keys),
         ...items.flatMap(({ attemptId, kind, reason }) => [tailOf(attemptId as AttemptId), kind, reason]),
       ],
     );
@@ -332,7 +405,10 @@ export class Stock {
   ): Promise<readonly Result[]> {
     const decided = await plan.run(sale, bucket, items);
     if (!('outcome' in decided)) return decided;
-    if (decided.outcome === 'gone' || decided.epoch < sale.epoch) return [];
+    if (decided.outcome !== 'other_epoch' || decided.epoch < sale.epoch) {
+      if (decided.outcome !== 'frozen') this.options.onLost(sale);
+      return [];
+    }
     const fresh = await this.book.reload(sale.saleId);
     if (!fresh || fresh.epoch <= sale.epoch) return [];
     const again = await plan.run(fresh, bucket, items);

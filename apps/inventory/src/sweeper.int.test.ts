@@ -186,6 +186,47 @@ describe('Sweeper', () => {
     await read();
   }, 60_000);
 
+  it('rejects an attempt whose dead letter was dropped unread, instead of letting it expire', async () => {
+    const sale = await briefSale();
+    const { attemptId } = wishOf(sale, 'alice');
+    await inventory.stock.grant([wishOf(sale, 'alice')]);
+    await world.database.change(
+      `INSERT INTO dead_letter (topic, partition_number, record_offset, order_id, cause, schema_version, state, at)
+       VALUES ('t', 0, 2, ?, 'not_json', '', 'dropped', NOW(3))`,
+      [attemptId],
+    );
+    await pause();
+    await inventory.sweeper.pass();
+    expect(await rowOf(attemptId)).toMatchObject({ state: 'rejected', reason: 'poison' });
+    const events = await world.database.query('SELECT to_state, cause FROM order_event WHERE order_id = ?', [
+      attemptId,
+    ]);
+    expect(events).toEqual([{ to_state: 'rejected', cause: 'poison' }]);
+    expect(await holdOf(sale, 'alice')).toMatchObject({ state: 'void', reason: 'poison' });
+  });
+
+  it('inserts no tombstone for a hold of an epoch that is over: it may have been ordered with since', async () => {
+    const sale = await briefSale();
+    const { attemptId } = wishOf(sale, 'alice');
+    await inventory.stock.grant([wishOf(sale, 'alice')]);
+    await pause();
+    const late = await world.instance({
+      kafka: {
+        logBounds: (name) => kafka.logBounds(name),
+        committedOffsets: async (group, name) => {
+          await world.database.change(
+            'UPDATE sale SET epoch = epoch + 1, version = version + 1 WHERE sale_id = ?',
+            [sale.saleId],
+          );
+          return kafka.committedOffsets(group, name);
+        },
+      },
+    });
+    await late.book.refresh();
+    await late.sweeper.pass();
+    expect(await rowOf(attemptId)).toBeUndefined();
+  });
+
   it('takes up what a dead sweeper had begun, when its lease is over', async () => {
     const sale = await briefSale();
     await inventory.stock.grant([wishOf(sale, 'alice')]);
@@ -229,7 +270,8 @@ describe('Sweeper', () => {
     const { attemptId } = wishOf(sale, 'alice');
     await inventory.stock.grant([wishOf(sale, 'alice'), wishOf(sale, 'bob')]);
     await world.database.change(
-      `INSERT INTO dead_letter VALUES ('t', 0, 1, ?, 'bad_signature', '1', 'pending', NOW(3))`,
+      `INSERT INTO dead_letter (topic, partition_number, record_offset, order_id, cause, schema_version, state, at)
+       VALUES ('t', 0, 1, ?, 'bad_signature', '1', 'pending', NOW(3))`,
       [attemptId],
     );
     await pause();

@@ -10,6 +10,7 @@ import type { InventoryMetrics } from './metrics.js';
 import type { KnownSale, SaleBook } from './sale-book.js';
 import { scripts } from './scripts.js';
 import type { Transfers } from './transfers.js';
+import type { FenceOf } from './warm-up.js';
 
 /** Attempts that one bucket gives in one pass; what is left comes with the next. */
 const MAX_DUE = 200;
@@ -42,6 +43,7 @@ export interface SweeperOptions {
   readonly graceMs: number;
   readonly leaseMs: number;
   readonly effectAgeMs: number;
+  readonly fenceOf: FenceOf;
   readonly metrics: InventoryMetrics;
   readonly log: {
     info(fields: object, message: string): void;
@@ -118,7 +120,7 @@ export class Sweeper {
         const reply = await scripts.overdue.run(
           this.redis,
           [keys.account, keys.attempts, keys.deadlines, keys.transfers],
-          [sale.epoch, graceMs, leaseMs, MAX_DUE],
+          [this.options.fenceOf(sale, keys), graceMs, leaseMs, MAX_DUE],
         );
         return { bucket, reply };
       }),
@@ -149,11 +151,11 @@ export class Sweeper {
     const { ordersTopic, ordersGroup, log, metrics } = this.options;
     const { ends } = await this.kafka.logBounds(ordersTopic);
     const committed = await this.kafka.committedOffsets(ordersGroup, ordersTopic);
-    const { rows, pending } = await this.readDecided(orders.map(({ record }) => record.attemptId));
+    const { rows, letters } = await this.readDecided(orders.map(({ record }) => record.attemptId));
     await this.effects.applyRows([...rows.values()].map(effectRow));
     for (const { sale, record } of orders) {
       const { attemptId, placedAt } = record;
-      if (rows.has(attemptId) || pending.has(attemptId) || !placedAt) continue;
+      if (rows.has(attemptId) || letters.get(attemptId) === 'pending' || !placedAt) continue;
       const truncated = placedAt.offset >= (ends.get(placedAt.partition) ?? 0n);
       const passed = (committed.get(placedAt.partition) ?? 0n) > placedAt.offset;
       if (!truncated && !passed) continue;
@@ -174,7 +176,7 @@ export class Sweeper {
       this.redis,
       [keys.account, keys.attempts, keys.deadlines],
       [
-        sale.epoch,
+        this.options.fenceOf(sale, keys),
         this.options.graceMs,
         tailOf(attemptId),
         placedAt?.partition ?? '',
@@ -260,7 +262,7 @@ export class Sweeper {
     );
     return {
       rows: new Map(rows.map((row) => [row.order_id, row])),
-      pending: await readPending(this.database, attemptIds),
+      letters: await readLetters(this.database, attemptIds),
     };
   }
 }
@@ -270,10 +272,17 @@ async function insertAndRead(
   attempts: readonly Expiring[],
   batchId: string,
 ): Promise<{ readonly row: OrderRow; readonly mine: boolean }[]> {
-  const ids = attempts.map(({ record }) => record.attemptId);
-  const pending = await readPending(statements, ids);
-  const ending = attempts.filter(({ record }) => !pending.has(record.attemptId));
+  const present = await epochsOf(statements, attempts);
+  const letters = await readLetters(
+    statements,
+    attempts.map(({ record }) => record.attemptId),
+  );
+  const ending = attempts.filter(
+    ({ sale, record }) =>
+      letters.get(record.attemptId) !== 'pending' && present.get(sale.saleId) === sale.epoch,
+  );
   if (ending.length === 0) return [];
+  const isDropped = (attemptId: string) => letters.get(attemptId) === 'dropped';
   const values = ending.map(
     ({ sale, record }) =>
       [
@@ -284,8 +293,9 @@ async function insertAndRead(
         record.quantity,
         sale.unitPrice,
         sale.currency,
-        'expired',
-        record.reason,
+        // Whoever drops a dead letter that nobody can read leaves its attempt to be ended here, by the hold.
+        isDropped(record.attemptId) ? 'rejected' : 'expired',
+        isDropped(record.attemptId) ? 'poison' : record.reason,
         batchId,
         record.epoch,
         // Says that there was an order: its shopper may have seen it queued, and must see how it ended.
@@ -310,8 +320,8 @@ async function insertAndRead(
   if (mine.length > 0) {
     await statements.change(
       `INSERT INTO order_event (order_id, seq, from_state, to_state, cause, at)
-       VALUES ${mine.map(() => `(?, 1, 'queued', 'expired', ?, NOW(3))`).join(', ')}`,
-      mine.flatMap((found) => [found.order_id, found.reason]),
+       VALUES ${mine.map(() => `(?, 1, 'queued', ?, ?, NOW(3))`).join(', ')}`,
+      mine.flatMap((found) => [found.order_id, found.state, found.reason]),
     );
     const saleOf = new Map(ending.map(({ sale, record }) => [String(record.attemptId), sale.saleId]));
     await statements.change(
@@ -328,13 +338,34 @@ async function insertAndRead(
   return rows.map((found) => ({ row: found, mine: found.batch_id === batchId }));
 }
 
-/** Attempts of which a record lies in the dead letters, undecided. */
-async function readPending(statements: Statements, ids: readonly string[]): Promise<Set<string>> {
+/** Attempts of which a record lies in the dead letters: undecided, or dropped by an operator. */
+async function readLetters(
+  statements: Statements,
+  ids: readonly string[],
+): Promise<Map<string, 'pending' | 'dropped'>> {
   const rows = await statements.query(
-    "SELECT order_id FROM dead_letter WHERE state = 'pending' AND order_id IN (?)",
+    "SELECT order_id, state FROM dead_letter WHERE state IN ('pending', 'dropped') AND order_id IN (?)",
     [ids],
   );
-  return new Set(rows.map((row) => String(row['order_id'])));
+  const letters = new Map<string, 'pending' | 'dropped'>();
+  for (const row of rows) {
+    const id = String(row['order_id']);
+    if (letters.get(id) !== 'pending') letters.set(id, row['state'] === 'pending' ? 'pending' : 'dropped');
+  }
+  return letters;
+}
+
+/**
+ * The epochs that the attempts' sales are in, locked until the tombstones are there. An attempt that began to expire in an
+ * epoch that Redis has lost since may have been ordered with again in the next one, where nobody knows that it was expiring.
+ */
+async function epochsOf(statements: Statements, attempts: readonly Expiring[]): Promise<Map<string, number>> {
+  const saleIds = [...new Set(attempts.map(({ sale }) => sale.saleId))].toSorted();
+  const rows = await statements.query(
+    'SELECT sale_id, epoch FROM sale WHERE sale_id IN (?) ORDER BY sale_id LOCK IN SHARE MODE',
+    [saleIds],
+  );
+  return new Map(rows.map((row) => [String(row['sale_id']), Number(row['epoch'])]));
 }
 
 function expiryOf({ attemptId, deadlineMs }: HoldRecord): string {

@@ -7,6 +7,7 @@ import type { InventoryMetrics } from './metrics.js';
 import type { KnownSale } from './sale-book.js';
 import type { SaleState, SaleView } from './sale-state.js';
 import { scripts, type GrantReply } from './scripts.js';
+import type { FenceOf } from './warm-up.js';
 
 /** One attempt that wants units. */
 export interface Wish {
@@ -58,6 +59,7 @@ export class Transfers {
   constructor(
     private readonly redis: RedisClient,
     private readonly state: SaleState,
+    private readonly fenceOf: FenceOf,
     private readonly options: {
       /** After this long another instance may finish a transfer. */
       readonly leaseMs: number;
@@ -205,7 +207,7 @@ export class Transfers {
     const reply = await scripts.transferOut.run(
       this.redis,
       [keys.account, keys.transfers, keys.deadlines],
-      [sale.epoch, tid, needed, destination, this.options.leaseMs, this.options.graceMs],
+      [this.fenceOf(sale, keys), tid, needed, destination, this.options.leaseMs, this.options.graceMs],
     );
     return reply.outcome === 'out' ? { source, tid, units: reply.units } : null;
   }
@@ -223,7 +225,7 @@ export class Transfers {
       this.redis,
       [to.account, to.attempts, to.shoppers, to.deadlines, to.holders, to.transfers],
       [
-        sale.epoch,
+        this.fenceOf(sale, to),
         transfer.tid,
         transfer.units,
         source,
@@ -241,7 +243,7 @@ export class Transfers {
     const done = await scripts.transferDone.run(
       this.redis,
       [from.account, from.transfers, from.deadlines],
-      [sale.epoch, transfer.tid],
+      [this.fenceOf(sale, from), transfer.tid],
     );
     if (done.outcome === 'done') this.options.metrics.transfers.add(1, { outcome: 'done' });
     return true;
@@ -253,7 +255,7 @@ export class Transfers {
       this.redis,
       [keys.account, keys.attempts, keys.shoppers, keys.deadlines, keys.holders],
       [
-        sale.epoch,
+        this.fenceOf(sale, keys),
         ...grantArguments(
           sale,
           batch.map(({ wish }) => wish),

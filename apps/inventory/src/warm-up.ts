@@ -1,16 +1,28 @@
 import { randomUUID } from 'node:crypto';
 import { filterBitsFor, splitAllotment } from '@flash-sale/domain';
 import type { RedisClient } from '@flash-sale/redis';
-import { bucketKeys, stateKey } from './keys.js';
+import { bucketKeys, stateKey, type BucketKeys } from './keys.js';
 import type { KnownSale } from './sale-book.js';
 import { scripts } from './scripts.js';
 
 /** Attempts of a settled sale can be read this long. */
 const KEEP_SETTLED_MS = 7 * 24 * 3600 * 1000;
 
+/**
+ * Which life of which server answers for a key: another one after a restart, a promotion or a move. A server that has another
+ * incarnation than before may have forgotten writes. Undefined while that is not known.
+ */
+export type IncarnationOf = (key: string) => string | undefined;
+
+/** What a caller of a script says of the bucket that it means: the sale's epoch, and the server that it believes to talk to. */
+export type FenceOf = (sale: KnownSale, keys: BucketKeys) => string;
+
 /** A sale's buckets as a whole: filled before it opens, told when to grant, retired when it is settled. */
 export class WarmUp {
-  constructor(private readonly redis: RedisClient) {}
+  constructor(
+    private readonly redis: RedisClient,
+    private readonly incarnationOf: IncarnationOf,
+  ) {}
 
   /**
    * Fills every bucket with its share, gates shut, and then the sale's state with its marker. Repeating it, also after a
@@ -27,7 +39,7 @@ export class WarmUp {
         return scripts.load.run(
           this.redis,
           [keys.account, keys.attempts, keys.shoppers, keys.deadlines, keys.transfers, keys.holders],
-          [sale.epoch, sale.skuId, units, filterBits],
+          [sale.epoch, sale.skuId, units, filterBits, this.incarnationOf(keys.account) ?? ''],
         );
       }),
     );
@@ -74,6 +86,15 @@ export class WarmUp {
   }
 }
 
-function bucketsOf(sale: KnownSale) {
+/** The keys of a sale's buckets, by number. */
+export function bucketsOf(sale: KnownSale): BucketKeys[] {
   return Array.from({ length: sale.bucketCount }, (_, bucket) => bucketKeys(sale.saleId, bucket));
+}
+
+/** Whether another server, or another life of it, answers for some bucket than the one on which it was last found whole. */
+export function hasMoved(sale: KnownSale, boots: readonly string[], incarnationOf: IncarnationOf): boolean {
+  return bucketsOf(sale).some((keys, bucket) => {
+    const incarnation = incarnationOf(keys.account);
+    return incarnation !== undefined && incarnation !== boots[bucket];
+  });
 }

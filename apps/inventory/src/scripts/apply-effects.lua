@@ -2,7 +2,7 @@
 -- credit, because units that were never taken from here must not come back here.
 -- KEYS  1 account  2 attempts  3 shoppers  4 deadlines
 -- ARGV  1 epoch; then 3 per effect: tail, 'confirm' or 'void', reason
--- Reply {'GONE'} | {'EPOCH', epoch} | {'OK', units that became free, item…}, an item being
+-- Reply {'GONE'} | {'EPOCH', epoch} | {'FROZEN', how} | {'OK', units that became free, item…}, an item being
 --       {'APPLIED'} | {'ALREADY'} | {'MISSING'} | {'VOID_BEFORE', its reason}
 --@include "include/attempt.lua"
 --@include "include/account.lua"

@@ -1,7 +1,7 @@
 -- Kafka has lost acknowledged orders: they begin to expire, unless a repetition was acknowledged in the meantime.
 -- KEYS  1 account  2 attempts  3 deadlines
 -- ARGV  1 epoch  2 grace, ms; then 3 per item: tail, partition and offset that were looked for
--- Reply {'GONE'} | {'EPOCH', epoch} | {'OK', item…}, an item being 'BEGUN' | 'CHANGED'
+-- Reply {'GONE'} | {'EPOCH', epoch} | {'FROZEN', how} | {'OK', item…}, an item being 'BEGUN' | 'CHANGED'
 --@include "include/attempt.lua"
 --@include "include/account.lua"
 

@@ -1,7 +1,7 @@
 -- Where attempts stand. Reads only.
 -- KEYS  1 account  2 attempts
 -- ARGV  1 epoch; then 2 per item: tail, shopper
--- Reply {'GONE'} | {'EPOCH', epoch} | {'OK', item…}, an item being {'KNOWN', tail, record} | {'UNKNOWN'}
+-- Reply {'GONE'} | {'EPOCH', epoch} | {'FROZEN', how} | {'OK', item…}, an item being {'KNOWN', tail, record} | {'UNKNOWN'}
 --@include "include/attempt.lua"
 --@include "include/account.lua"
 

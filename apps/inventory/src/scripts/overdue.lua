@@ -2,7 +2,7 @@
 -- A hold, or a queued order without an offset, begins to expire here: from now on nothing can be produced for it.
 -- KEYS  1 account  2 attempts  3 deadlines  4 transfers
 -- ARGV  1 epoch  2 grace, ms  3 lease, ms  4 how many at most
--- Reply {'GONE'} | {'EPOCH', epoch} | {'OK', item…}, an item being {'ATTEMPT', tail, record} | {'TRANSFER', tid, entry}
+-- Reply {'GONE'} | {'EPOCH', epoch} | {'FROZEN', how} | {'OK', item…}, an item being {'ATTEMPT', tail, record} | {'TRANSFER', tid, entry}
 --@include "include/attempt.lua"
 --@include "include/account.lua"
 

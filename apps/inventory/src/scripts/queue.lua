@@ -1,7 +1,9 @@
 -- Turns holds into queued orders, before they are produced to Kafka. A replay by the same delivery is answered alike.
 -- KEYS  1 account  2 attempts  3 deadlines
--- ARGV  1 how far ahead the deadline must be, ms; then 5 per item: tail, shopper, quantity, epoch, delivery hash
--- Reply per item: 'QUEUED' | 'DECIDED' | 'EXPIRING' | 'TOKEN_EXPIRED' | 'OTHER_DELIVERY' | 'MISSING' | 'CONTRADICTS'
+-- ARGV  1 the sale's epoch  2 how far ahead the deadline must be, ms; then 5 per item: tail, shopper, quantity, the token's
+--       epoch, delivery hash
+-- Reply {'GONE'} | {'EPOCH', epoch} | {'FROZEN', how} | {'OK', item…}, an item being 'QUEUED' | 'DECIDED' | 'EXPIRING'
+--       | 'TOKEN_EXPIRED' | 'OTHER_DELIVERY' | 'MISSING' | 'CONTRADICTS'
 --@include "include/attempt.lua"
 --@include "include/account.lua"
 
@@ -10,22 +12,25 @@ local ITEM = 5
 -- is known to have had.
 local NEVER_ORDERED = { hold_expired = true, released = true }
 
-local now, ahead = now_ms(), tonumber(ARGV[1])
-local epoch = redis.call('HGET', KEYS[1], 'epoch')
+local account, refusal = read_account(KEYS[1], ARGV[1])
+if not account then return refusal end
+local now, ahead = now_ms(), tonumber(ARGV[2])
 redis.call('ZCARD', KEYS[3])
 local tails = {}
-for at = 2, #ARGV, ITEM do tails[#tails + 1] = ARGV[at] end
+for at = 3, #ARGV, ITEM do tails[#tails + 1] = ARGV[at] end
 local records = {}
 for i, text in ipairs(redis.call('HMGET', KEYS[2], unpack(tails))) do records[tails[i]] = text or records[tails[i]] end
 local changed, queued_units = {}, 0
 
 local function decide(tail, shopper, quantity, token_epoch, delivery)
   local text = records[tail]
-  if not text or token_epoch ~= epoch then return 'MISSING' end
-  -- A token is made of a hold: it never names an alias, another shopper or another quantity.
-  if alias_target(text) then return 'CONTRADICTS' end
+  -- Unknown, or an alias: the hold that the token was made of was forgotten. MySQL decides.
+  if not text or alias_target(text) then return 'MISSING' end
   local a = unpack_attempt(text)
-  if a.shopper ~= shopper or a.quantity ~= tonumber(quantity) then return 'CONTRADICTS' end
+  if a.shopper ~= shopper or a.quantity ~= tonumber(quantity) then
+    -- A token is made of its hold. One of a forgotten epoch may have been made of another hold than this one.
+    return tonumber(token_epoch) == a.epoch and 'CONTRADICTS' or 'TOKEN_EXPIRED'
+  end
   if a.state == 'h' or a.state == 'q' then return 'EXPIRING' end
   if a.state == 'H' and now > a.deadline then return 'TOKEN_EXPIRED' end
   if a.state == 'V' and NEVER_ORDERED[a.reason] and a.offset == '' then return 'TOKEN_EXPIRED' end
@@ -41,7 +46,7 @@ local function decide(tail, shopper, quantity, token_epoch, delivery)
 end
 
 local results = {}
-for at = 2, #ARGV, ITEM do
+for at = 3, #ARGV, ITEM do
   results[#results + 1] = decide(ARGV[at], ARGV[at + 1], ARGV[at + 2], ARGV[at + 3], ARGV[at + 4])
 end
 for tail, deadline in pairs(changed) do
@@ -52,4 +57,4 @@ if queued_units > 0 then
   redis.call('HINCRBY', KEYS[1], 'held', -queued_units)
   redis.call('HINCRBY', KEYS[1], 'queued', queued_units)
 end
-return results
+return { 'OK', unpack(results) }

@@ -1,7 +1,7 @@
 -- Gives holds up. The units stay held until the sweeper has made "never an order" durable; it may begin at once.
 -- KEYS  1 account  2 attempts  3 deadlines
 -- ARGV  1 epoch  2 the sweeper's grace, ms; then 2 per item: tail, shopper
--- Reply {'GONE'} | {'EPOCH', epoch} | {'OK', item…}, an item being 'RELEASED' | 'ALREADY_ORDERED' | 'UNKNOWN'
+-- Reply {'GONE'} | {'EPOCH', epoch} | {'FROZEN', how} | {'OK', item…}, an item being 'RELEASED' | 'ALREADY_ORDERED' | 'UNKNOWN'
 --@include "include/attempt.lua"
 --@include "include/account.lua"
 
@@ -19,7 +19,7 @@ local function decide(tail, shopper)
   if not a or a.shopper ~= shopper then return 'UNKNOWN' end
   if a.state == 'H' then
     a.state, a.reason = 'h', 'released'
-    released[tail] = pack_attempt(a)
+    released[tail] = { text = pack_attempt(a), is_old = a.epoch < account.epoch }
     return 'RELEASED'
   end
   if a.state == 'h' then return 'RELEASED' end
@@ -29,9 +29,10 @@ end
 
 local results = {}
 for at = 3, #ARGV, 2 do results[#results + 1] = decide(ARGV[at], ARGV[at + 1]) end
-for tail, text in pairs(released) do
-  redis.call('HSET', KEYS[2], tail, text)
-  -- No order was ever queued for it, so there is no grace to wait for.
-  redis.call('ZADD', KEYS[3], now - grace, tail)
+for tail, entry in pairs(released) do
+  redis.call('HSET', KEYS[2], tail, entry.text)
+  -- No order was ever queued for it, so there is no grace to wait for; but what Redis knows of an earlier epoch may be less
+  -- than what there was.
+  redis.call('ZADD', KEYS[3], entry.is_old and now or now - grace, tail)
 end
 return { 'OK', unpack(results) }

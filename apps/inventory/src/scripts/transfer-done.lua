@@ -1,7 +1,7 @@
 -- Third step of a transfer: the source learns that the units have arrived. The entry stays until settlement.
 -- KEYS  1 account  2 transfers  3 deadlines
 -- ARGV  1 epoch  2 tid
--- Reply {'GONE'} | {'EPOCH', epoch} | {'DONE'} | {'ALREADY'} | {'UNKNOWN'}
+-- Reply {'GONE'} | {'EPOCH', epoch} | {'FROZEN', how} | {'DONE'} | {'ALREADY'} | {'UNKNOWN'}
 --@include "include/account.lua"
 
 local account, refusal = read_account(KEYS[1], ARGV[1])

@@ -2,7 +2,7 @@
 -- anybody can pull the units away again. A repetition brings no units, but grants as grant.lua does.
 -- KEYS  1 account  2 attempts  3 shoppers  4 deadlines  5 holders  6 transfers
 -- ARGV  1 epoch  2 tid  3 units  4 bucket they come from; then items as in grant.lua
--- Reply {'GONE'} | {'EPOCH', epoch} | {'OK', units left free, item…} with items as in grant.lua
+-- Reply {'GONE'} | {'EPOCH', epoch} | {'FROZEN', how} | {'OK', units left free, item…} with items as in grant.lua
 --@include "include/grant-items.lua"
 
 local keys = { account = KEYS[1], attempts = KEYS[2], shoppers = KEYS[3], deadlines = KEYS[4], holders = KEYS[5] }

@@ -2,7 +2,7 @@
 -- Takes what is needed and half of what would stay, so that a rich bucket is not asked again for every single unit.
 -- KEYS  1 account  2 transfers  3 deadlines
 -- ARGV  1 epoch  2 tid  3 units needed  4 bucket they go to  5 when others may finish it, ms from now  6 sweeper's grace
--- Reply {'GONE'} | {'EPOCH', epoch} | {'EMPTY'} | {'OUT', units}
+-- Reply {'GONE'} | {'EPOCH', epoch} | {'FROZEN', how} | {'EMPTY'} | {'OUT', units}
 --@include "include/account.lua"
 
 local account, refusal = read_account(KEYS[1], ARGV[1])
