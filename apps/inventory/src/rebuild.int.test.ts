@@ -136,7 +136,9 @@ describe('A sale that Redis has lost', () => {
       expect([...said].filter((outcome) => outcome !== 'unavailable')).toEqual(['held']);
       expect(await rebuildsOf(sale)).toEqual([[2, 1, 4, 0, 1]]);
       await until('gateways to be told', 5_000, async () => (await told())?.epoch === 2);
-      expect(await world.redis.hexists(SALE_FEED.snapshots, SALE_FEED.complete)).toBe(1);
+      await until('the feed to be whole again', 5_000, async () => {
+        return (await world.redis.hexists(SALE_FEED.snapshots, SALE_FEED.complete)) === 1;
+      });
     } finally {
       await Promise.all(running.map((instance) => instance.stop()));
     }

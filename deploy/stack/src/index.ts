@@ -2,4 +2,10 @@ export { startStack, type EngineKind, type Stack, type StackOptions } from './st
 export type { ServerName } from './probe.js';
 export { startRedisCluster, type RedisCluster, type RedisClusterOptions } from './redis-cluster.js';
 export { stackHome } from './state.js';
-export { requireBrowser } from './software.js';
+export { requireBrowser, requireFaketime } from './software.js';
+export {
+  startPrivateServer,
+  type PrivateServer,
+  type PrivateServerOptions,
+  type ServerSettings,
+} from './private-server.js';

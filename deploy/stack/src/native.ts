@@ -35,6 +35,12 @@ export interface NativeStart extends InstallContext {
   home: string;
   /** Taken where it is free, so that addresses in an open shell stay true over a restart. */
   preferredPort?: number;
+  /** Where software that was fetched is kept; in `home` by default. */
+  softwareHome?: string;
+  /** Of the server's configuration: what differs from, or is added to, the suite's own. */
+  settings?: Readonly<Record<string, string | number | boolean>>;
+  /** Added to this process's own variables. */
+  env?: NodeJS.ProcessEnv;
   /** Called as soon as there is a process, long before it serves: a crash must not lose track of it. */
   onProcess: (server: NativeServer) => void;
 }
@@ -84,7 +90,8 @@ export async function startNative(name: ServerName, start: NativeStart): Promise
   try {
     const { command, args, startTimeoutMs } = await kind.prepare(folder, port, start);
     start.signal.throwIfAborted();
-    const launched = await launch({ command, args, logFile });
+    const env = start.env && { ...process.env, ...start.env };
+    const launched = await launch({ command, args, logFile, ...(env && { env }) });
     const server = { port, process: launched.identity };
     start.onProcess(server);
     try {
@@ -112,7 +119,7 @@ export async function startNative(name: ServerName, start: NativeStart): Promise
   }
 }
 
-async function prepareRedis(folder: string, port: number): Promise<Preparation> {
+async function prepareRedis(folder: string, port: number, start: NativeStart): Promise<Preparation> {
   const config = join(folder, 'redis.conf');
   const settings = {
     bind: loopback,
@@ -125,13 +132,14 @@ async function prepareRedis(folder: string, port: number): Promise<Preparation> 
     save: '""',
     // Losing a counter quietly would sell a unit twice; refusing a write does not.
     'maxmemory-policy': 'noeviction',
+    ...start.settings,
   };
   writeFileSync(config, configLines(settings, ' '));
   return { command: findProgram('redisServer') ?? 'redis-server', args: [config], startTimeoutMs: 30_000 };
 }
 
 async function prepareKafka(folder: string, port: number, start: NativeStart): Promise<Preparation> {
-  const classPath = await requireKafkaJars(start.home, start);
+  const classPath = await requireKafkaJars(start.softwareHome ?? start.home, start);
   const java = findProgram('java') ?? 'java';
   const data = join(folder, 'data');
   const controllerPort = await chooseFreePort();
@@ -157,6 +165,7 @@ async function prepareKafka(folder: string, port: number, start: NativeStart): P
     'group.min.session.timeout.ms': 1_000,
     // The default of 128 MB is a third of the heap below.
     'log.cleaner.dedupe.buffer.size': 16 * 1024 * 1024,
+    ...start.settings,
   };
   const config = join(folder, 'server.properties');
   writeFileSync(config, configLines(settings, '='));
@@ -232,6 +241,7 @@ async function prepareMysql(folder: string, port: number, start: NativeStart): P
     'innodb-buffer-pool-size': '256M',
     'max-connections': 400,
     ...(flavour === 'mysql' ? { mysqlx: 'OFF', 'secure-file-priv': 'NULL' } : {}),
+    ...start.settings,
   };
   const options = Object.entries(settings).map(([name, value]) => `--${name}=${value}`);
   return { command: server, args: ['--no-defaults', ...asRoot, ...options], startTimeoutMs: 90_000 };

@@ -67,6 +67,7 @@ const programs = {
     aptPackages: ['chromium'],
     whatFor: 'the tests of the page',
   },
+  faketime: { commands: ['faketime'], aptPackages: ['faketime'], whatFor: 'the tests of wrong clocks' },
 } as const satisfies Record<string, Program>;
 
 export type ProgramName = keyof typeof programs;
@@ -118,6 +119,37 @@ export async function requireBrowser(
 ): Promise<string> {
   await requirePrograms(['browser'], { log, signal: new AbortController().signal });
   return findProgram('browser') ?? 'chromium';
+}
+
+/**
+ * The variables with which a process sees a clock that differs from the machine's, by so much; installs the library for it
+ * where apt offers one. Only the time of day moves: timers and time-outs go on as they are.
+ */
+export async function requireFaketime(
+  offsetMs: number,
+  log: Log = (line) => process.stderr.write(`stack: ${line}\n`),
+): Promise<Record<string, string>> {
+  let library = findFaketime();
+  if (library === undefined) {
+    await requirePrograms(['faketime'], { log, signal: new AbortController().signal });
+    library = findFaketime();
+  }
+  if (library === undefined) throw new Error('faketime is installed, but its library cannot be found');
+  const seconds = offsetMs / 1_000;
+  return {
+    LD_PRELOAD: library,
+    FAKETIME: `${seconds < 0 ? '' : '+'}${seconds}`,
+    FAKETIME_DONT_FAKE_MONOTONIC: '1',
+    DONT_FAKE_MONOTONIC: '1',
+  };
+}
+
+function findFaketime(): string | undefined {
+  const folders = ['/usr/lib', '/usr/local/lib'].filter(existsSync);
+  return folders
+    .flatMap((folder) => [folder, ...readdirSync(folder).map((name) => join(folder, name))])
+    .map((folder) => join(folder, 'faketime/libfaketimeMT.so.1'))
+    .find(existsSync);
 }
 
 function commandsOf(names: readonly ProgramName[]): string {
@@ -177,8 +209,8 @@ async function installWithApt(
       : 'there is no apt-get here';
     throw new Error(
       `missing: ${commandsOf(missing)} (for ${purposes}). ` +
-        (missing.includes('browser')
-          ? `Tried: ${tried}. Install Chromium or Chrome`
+        (missing.includes('browser') || missing.includes('faketime')
+          ? `Tried: ${tried}. Install ${missing.includes('browser') ? 'Chromium or Chrome' : 'faketime'}`
           : `Tried: no container engine answers, and ${tried}. ` +
             `Do one of: start Docker or Podman; install ${packages.join(' ')}; ` +
             'or set REDIS_URL, KAFKA_BROKERS and MYSQL_URL to servers that run already'),

@@ -207,17 +207,18 @@ describe('a client', () => {
     const perMs = 40 / (performance.now() - measuredFromMs);
 
     const refusedAfterMs: number[] = [];
+    const servedAfterMs: number[] = [];
     const found: Promise<boolean>[] = [];
-    let useful = 0;
     let sent = 0;
     const startedMs = performance.now();
     const all: Promise<void>[] = [];
     for (let nowMs = startedMs; nowMs < startedMs + 5_000; nowMs = performance.now()) {
-      const due = Math.floor((nowMs - startedMs) * perMs * 10);
+      // Ten times what it could do on a machine of its own, so that it is too much on any.
+      const due = Math.floor(((nowMs - startedMs) * 10) / EACH_MS);
       for (; sent < due; sent += 1) {
         const askedMs = performance.now();
         const answered = () => {
-          useful += 1;
+          servedAfterMs.push(performance.now() - askedMs);
         };
         const refused = (error: unknown) => {
           if (!(error instanceof NotSent || error instanceof CallFailed)) throw error;
@@ -230,12 +231,15 @@ describe('a client', () => {
       await pause(2);
     }
     await Promise.all(all);
-    const tookMs = performance.now() - startedMs;
-    expect(useful).toBeGreaterThanOrEqual(0.75 * perMs * Math.min(tookMs, 5_000));
-    expect(refusedAfterMs.length).toBeGreaterThan(useful);
-    expect(refusedAfterMs.sort((a, b) => a - b)[refusedAfterMs.length >> 1]).toBeLessThan(20);
+    // How close it comes to all it can is for the fault suite to say; here it must not break down.
+    expect(servedAfterMs.length).toBeGreaterThanOrEqual(0.5 * perMs * 5_000);
+    expect(refusedAfterMs.length).toBeGreaterThan(servedAfterMs.length);
+    expect(medianOf(refusedAfterMs)).toBeLessThan(medianOf(servedAfterMs));
     expect(await Promise.all(found)).not.toContain(false);
   }, 60_000);
+
+  const medianOf = (values: readonly number[]) =>
+    values.toSorted((a, b) => a - b)[values.length >> 1] ?? Number.NaN;
 
   const isFound = (client: LineClient, attemptId: string): Promise<boolean> =>
     client

@@ -8,9 +8,16 @@ import { z } from 'zod';
 /**
  * `npm test [-- PATH … | -t NAME …]`: starts real servers (or takes those that the environment names), runs jest on
  * everything below the paths given, stops what it started, and closes with one line that counts passed and failed tests.
+ * Rows of faults are played after everything else, by themselves: what they show on a busy machine is the machine.
  */
 
 const ROOT = resolve(import.meta.dirname, '../../..');
+
+const FAULT_ROWS = 'src/faults/selection\\.e2e\\.test';
+const WHOLE: readonly (readonly string[])[] = [
+  ['--maxWorkers=2', '--testPathIgnorePatterns', '/node_modules/', '/dist/', FAULT_ROWS],
+  ['--runInBand', '--testPathPatterns', FAULT_ROWS],
+];
 
 const JestResults = z.object({
   success: z.boolean(),
@@ -31,32 +38,50 @@ async function main(): Promise<number> {
         ? 'tests: the writer is tested on a real MySQL too (MYSQL_REAL_URL)\n'
         : `tests: REAL MYSQL WAS NOT TESTED. MYSQL_REAL_URL is not set; the writer is tested on the ${stack.engine.mysql} server only\n`,
     );
-    const status = await jest(resultsFile, {
+    const servers = {
       REDIS_URL: stack.redisUrl,
       KAFKA_BROKERS: stack.kafkaBrokers,
       MYSQL_URL: stack.mysqlUrl,
       CHROMIUM_PATH: process.env['CHROMIUM_PATH'] ?? (await requireBrowser()),
-    });
-    const results = JestResults.parse(JSON.parse(readFileSync(resultsFile, 'utf8')));
-    const broken = results.numFailedTests + results.numRuntimeErrorTestSuites;
-    const skipped = results.numPendingTests + results.numTodoTests;
-    if (results.numPassedTests === 0) process.stderr.write('tests: no test was executed\n');
+    };
+    const asked = process.argv.slice(2);
+    let [passed, broken, skipped, succeeded] = [0, 0, 0, true];
+    for (const args of asked.length > 0 ? [['--maxWorkers=2', ...asked]] : WHOLE) {
+      const status = await jest(resultsFile, args, servers);
+      const results = JestResults.parse(JSON.parse(readFileSync(resultsFile, 'utf8')));
+      rmSync(resultsFile);
+      passed += results.numPassedTests;
+      broken += results.numFailedTests + results.numRuntimeErrorTestSuites;
+      skipped += results.numPendingTests + results.numTodoTests;
+      succeeded &&= status === 0 && results.success;
+    }
+    if (passed === 0) process.stderr.write('tests: no test was executed\n');
     process.stdout.write(
-      `\n${results.numPassedTests} passed, ${broken} failed${skipped > 0 ? `, ${skipped} skipped` : ''}\n`,
+      `\n${passed} passed, ${broken} failed${skipped > 0 ? `, ${skipped} skipped` : ''}\n`,
     );
-    return status !== 0 || !results.success || results.numPassedTests === 0 ? 1 : 0;
+    return succeeded && passed > 0 ? 0 : 1;
   } finally {
     rmSync(scratch, { recursive: true, force: true });
     await stack.stop();
   }
 }
 
-function jest(resultsFile: string, servers: Record<string, string>): Promise<number> {
+function jest(
+  resultsFile: string,
+  args: readonly string[],
+  servers: Record<string, string>,
+): Promise<number> {
   const binary = join(ROOT, 'node_modules/jest/bin/jest.js');
-  const args = ['--json', `--outputFile=${resultsFile}`, '--maxWorkers=2', ...process.argv.slice(2)];
   const child = spawn(
     process.execPath,
-    ['--experimental-vm-modules', '--disable-warning=ExperimentalWarning', binary, ...args],
+    [
+      '--experimental-vm-modules',
+      '--disable-warning=ExperimentalWarning',
+      binary,
+      '--json',
+      `--outputFile=${resultsFile}`,
+      ...args,
+    ],
     {
       cwd: ROOT,
       env: { ...process.env, ...servers, NX_DAEMON: 'false' },

@@ -1,5 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
-import { DELIVERY, World, sleep, until, type Answer } from '../world.js';
+import { DELIVERY, type Answer } from '../caller.js';
+import { sleep, until } from '../waiting.js';
+import { World } from '../world.js';
 
 /** The lives of a sale, a hold and an order over HTTP, through the five real services. */
 describe('over HTTP', () => {
@@ -261,7 +263,7 @@ describe('over HTTP', () => {
     }, 40_000);
 
     it('that is not paid in time ends as unpaid, and its unit is sold again', async () => {
-      const saleId = await world.openSale({ allotment: 1, paySeconds: 1 });
+      const saleId = await world.openSale({ allotment: 1, paySeconds: 4 });
       const forgetful = world.shopper('forgetful');
       const entry = await forgetful.enter(saleId, 'k');
       await forgetful.order(entry.body['purchaseToken']);

@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
-import { World, until } from '../world.js';
+import { until } from '../waiting.js';
+import { World } from '../world.js';
 
 /** Many people, few units: nobody too many is sold to, and nobody is turned away while a unit is free. */
 describe('when units are scarce', () => {

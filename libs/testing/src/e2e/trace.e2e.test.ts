@@ -2,7 +2,8 @@ import { createServer, type Server } from 'node:http';
 import { gunzipSync } from 'node:zlib';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { z } from 'zod';
-import { World, until } from '../world.js';
+import { until } from '../waiting.js';
+import { World } from '../world.js';
 
 /**
  * One purchase is one trace, from the HTTP request to the writer's transaction. The services export to a small OTLP sink
@@ -63,13 +64,15 @@ describe('tracing', () => {
       { quantity: 1 },
       { 'idempotency-key': 'k' },
     );
-    await shopper.expect(
-      202,
-      'POST',
-      '/v1/orders',
-      { purchaseToken: entry['purchaseToken'], delivery: { name: 'A', phone: '12345', address: 'B' } },
-      { traceparent: `00-${traceId}-00f067aa0ba902b7-01`, 'x-request-id': 'request-of-the-traced' },
+    const ordered = await shopper.persist(() =>
+      shopper.call(
+        'POST',
+        '/v1/orders',
+        { purchaseToken: entry['purchaseToken'], delivery: { name: 'A', phone: '12345', address: 'B' } },
+        { traceparent: `00-${traceId}-00f067aa0ba902b7-01`, 'x-request-id': 'request-of-the-traced' },
+      ),
     );
+    expect(ordered.status).toBe(202);
     await shopper.orderIn(String(entry['entryId']), ['awaiting_payment']);
 
     // The logs of two services name the same request: it travelled by HTTP, gRPC and Kafka.

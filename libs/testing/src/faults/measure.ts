@@ -1,0 +1,32 @@
+import type { ServiceName, World } from '../world.js';
+import type { Seen } from './crowd.js';
+import type { Stage } from './scenario.js';
+
+/**
+ * Bounds on times are those of machines that do nothing else. Here two cores play the servers, the suite and the crowd, so a
+ * row reports what it measured and fails only beyond so many times the bound.
+ */
+export const SLACK = 3;
+
+/** How late timers fired in a service's first process since this was asked last: 99th percentile, ms. */
+export async function loopDelayMs(world: World, name: ServiceName): Promise<number> {
+  const seconds = await world.metric(name, String.raw`nodejs_eventloop_delay\{[^\n]*quantile="0.99"[^\n]*\}`);
+  return Math.round(seconds * 1_000);
+}
+
+/** Waits until an order that is sent from now on is answered 202, and notes how long that took; throws when it is too long. */
+export async function acceptsAgain({ crowd, note }: Stage, withinMs: number, since: string): Promise<void> {
+  note(`accepts again ${Math.round(await crowd.accepting(withinMs * SLACK))} ms after ${since}`);
+}
+
+/**
+ * For faults that nobody should notice: no request is cut, none fails, and hardly any is refused. Where the suite and the crowd
+ * share two cores, what waits longer than its deadline for one of them is refused now and then; more than a hundredth is not
+ * explained by that.
+ */
+export function mustHardlyShow(seen: Seen, expect: Stage['expect']): void {
+  expect(seen.cut === 0, 'no request is cut', seen.answers);
+  expect(seen.count({ http: 500 }) === 0, 'no request fails', seen.answers);
+  const refused = seen.count({ http: 503 }) / Math.max(1, seen.count());
+  expect(refused < 0.01, 'less than a hundredth of the requests is answered 503', seen.answers);
+}
