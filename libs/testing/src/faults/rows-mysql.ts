@@ -24,9 +24,11 @@ async function decidesAgain({ crowd, until, note }: Stage, withinMs: number, sin
 }
 
 /** Nothing may end up with the dead letters because a server was away. */
-async function noDeadLetters({ rig, world, expect }: Stage): Promise<void> {
+async function noDeadLetters({ rig, world, saleId, scarceSaleId, expect }: Stage): Promise<void> {
   const [row] = await rig.mysql.database.query(
-    `SELECT COUNT(*) AS dead FROM ${databaseOf(world.mysqlUrl)}.dead_letter`,
+    `SELECT COUNT(*) AS dead FROM ${databaseOf(world.mysqlUrl)}.dead_letter
+      WHERE order_id LIKE ? OR order_id LIKE ?`,
+    [`${saleId}-%`, `${scarceSaleId}-%`],
   );
   expect(Number(row?.['dead']) === 0, 'no record became a dead letter', row?.['dead']);
 }

@@ -82,16 +82,20 @@ export const processRows: readonly Scenario[] = [
       );
       const accepted = orders.filter(({ status }) => status === 202).length;
       expect(accepted === holders.length, 'every valid token buys while the token service is down', accepted);
+      const paid = await Promise.all(
+        orders.map(async ({ body }, index) => {
+          const holder = holders[index];
+          const orderId = String(body['orderId']);
+          await holder?.orderIn(orderId, ['awaiting_payment']);
+          return (await holder?.persist(() => holder.pay(orderId, 'pay')))?.status === 200;
+        }),
+      );
+      expect(paid.every(Boolean), 'payments go on while the token service is down', paid);
       await sleep(3_000);
       const seen = await during.end();
       const granted = seen.count({ op: 'entry', http: 201 });
       expect(granted === 0, 'no token is issued meanwhile', granted);
       expect(seen.count({ op: 'entry', http: 503 }) > 0, 'new entries are answered 503', seen.answers);
-      expect(
-        seen.count({ op: 'payment', http: 200 }) > 0,
-        'payments go on while the token service is down',
-        seen.answers,
-      );
       await world.startService('token');
     },
   },
