@@ -23,11 +23,8 @@ export const grpcRows: readonly Scenario[] = [
         await world.terminate(name);
         await world.startService(name, 0, env);
       };
-      undo('connect the services directly', async () => {
-        await restart('order', {});
-        await restart('gateway', {});
-        await Promise.all(proxies.map((proxy) => proxy.stop()));
-      });
+      // The services stay behind the proxies, which do nothing more; another restart would only be another fault.
+      undo('let the channels pass', () => Promise.all(proxies.map((proxy) => proxy.pass())));
       await restart('order', { INVENTORY_URL: await through('INVENTORY_URL') });
       await restart('gateway', {
         ORDER_URL: await through('ORDER_URL'),
