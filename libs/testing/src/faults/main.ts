@@ -19,6 +19,7 @@ const USAGE = `Usage: npm run faults -- [--only NAME[,NAME…]] [--seed N] [--se
   --list        names every row and says what it does
   --buyers B    people a second who come to buy (default: 40)
   --seekers S   people a second who come to the sale that is nearly sold out (default: 80)
+  --slack F     multiplies every bound on a time, for a machine that does other things too (default: 1)
   --docs DIR    where the table is kept (default: docs)`;
 
 const ROOT = resolve(import.meta.dirname, '../../../..');
@@ -29,6 +30,7 @@ interface Options {
   readonly chaosMinutes: number | null;
   readonly buyersPerSecond: number;
   readonly seekersPerSecond: number;
+  readonly slack: number;
   readonly docs: string;
 }
 
@@ -50,6 +52,7 @@ function readOptions(args: readonly string[]): Options | 'help' | 'list' {
         buyers: { type: 'string', default: '40' },
         seekers: { type: 'string', default: '80' },
         docs: { type: 'string', default: join(ROOT, 'docs') },
+        slack: { type: 'string', default: '1' },
         list: { type: 'boolean', default: false },
         help: { type: 'boolean', default: false },
       },
@@ -71,6 +74,7 @@ function readOptions(args: readonly string[]): Options | 'help' | 'list' {
     chaosMinutes: values.chaos ? numberFrom('--minutes', values.minutes, 1, 24 * 60) : null,
     buyersPerSecond: numberFrom('--buyers', values.buyers, 1, 10_000),
     seekersPerSecond: numberFrom('--seekers', values.seekers, 0, 10_000),
+    slack: numberFrom('--slack', values.slack, 1, 100),
     docs: resolve(values.docs),
   };
 }
@@ -102,6 +106,7 @@ async function main(args: readonly string[]): Promise<number> {
     seekersPerSecond: options.seekersPerSecond,
     scarceUnits: 150,
     holdSeconds: 5,
+    slack: options.slack,
     failuresFolder: join(ROOT, '.flash-sale/faults'),
     progress: say,
   });

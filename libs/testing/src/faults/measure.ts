@@ -2,12 +2,6 @@ import type { ServiceName, World } from '../world.js';
 import type { Seen } from './crowd.js';
 import type { Stage } from './scenario.js';
 
-/**
- * Bounds on times are those of machines that do nothing else. Here two cores play the servers, the suite and the crowd, so a
- * row reports what it measured and fails only beyond so many times the bound.
- */
-export const SLACK = 3;
-
 /** How late timers fired in a service's first process since this was asked last: 99th percentile, ms. */
 export async function loopDelayMs(world: World, name: ServiceName): Promise<number> {
   const seconds = await world.metric(name, String.raw`nodejs_eventloop_delay\{[^\n]*quantile="0.99"[^\n]*\}`);
@@ -15,8 +9,12 @@ export async function loopDelayMs(world: World, name: ServiceName): Promise<numb
 }
 
 /** Waits until an order that is sent from now on is answered 202, and notes how long that took; throws when it is too long. */
-export async function acceptsAgain({ crowd, note }: Stage, withinMs: number, since: string): Promise<void> {
-  note(`accepts again ${Math.round(await crowd.accepting(withinMs * SLACK))} ms after ${since}`);
+export async function acceptsAgain(
+  { crowd, note, slack }: Stage,
+  withinMs: number,
+  since: string,
+): Promise<void> {
+  note(`accepts again ${Math.round(await crowd.accepting(withinMs * slack))} ms after ${since}`);
 }
 
 /**

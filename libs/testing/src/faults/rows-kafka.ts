@@ -1,4 +1,4 @@
-import { SLACK, acceptsAgain } from './measure.js';
+import { acceptsAgain } from './measure.js';
 import type { Scenario, Stage } from './scenario.js';
 
 /** After the last acknowledgement that was under way when Kafka went; from then on a 202 would be a promise of nobody. */
@@ -29,7 +29,7 @@ async function newcomersBuyAgain(stage: Stage, withinMs: number, since: string):
   const { world, saleId, until, note } = stage;
   const startedMs = performance.now();
   let come = 0;
-  await until('a newcomer to buy', withinMs * SLACK, async () => {
+  await until('a newcomer to buy', withinMs * stage.slack, async () => {
     come += 1;
     const shopper = world.shopper(`newcomer-${come}`);
     const entry = await shopper.enter(saleId, 'k');
@@ -83,7 +83,7 @@ export const kafkaRows: readonly Scenario[] = [
     name: 'kafka-slow',
     row: 'Kafka latency +500 ms',
     shopperSees: '202, slower',
-    async run({ rig, crowd, expect, sleep, note, undo, healed }) {
+    async run({ rig, crowd, expect, sleep, note, undo, healed, slack }) {
       undo('undelay Kafka', () => rig.kafka.proxy.pass());
       await rig.kafka.proxy.delay(500);
       await sleep(1_000);
@@ -95,7 +95,7 @@ export const kafkaRows: readonly Scenario[] = [
       const accepted = seen.latencyMs({ op: 'order', http: 202 });
       note(`202 in p50 ${accepted.p50} ms, p99 ${accepted.p99} ms`);
       expect(accepted.count > 0, 'orders are accepted all the same', seen.answers);
-      expect(accepted.p99 < 3_000 * SLACK, 'a 202 comes before its caller gives up', accepted.p99);
+      expect(accepted.p99 < 3_000 * slack, 'a 202 comes before its caller gives up', accepted.p99);
     },
   },
   {

@@ -1,6 +1,5 @@
 import { randomUUID } from 'node:crypto';
 import type { Statements } from '@flash-sale/database';
-import { SLACK } from './measure.js';
 import type { Scenario, Stage } from './scenario.js';
 import { SUITE_USER } from './rig-mysql.js';
 
@@ -16,10 +15,14 @@ async function acceptsMeanwhile({ crowd, expect, note, sleep }: Stage, whileMs: 
 }
 
 /** Something is decided again within so long, ms; measured from now and noted. */
-async function decidesAgain({ crowd, until, note }: Stage, withinMs: number, since: string): Promise<void> {
+async function decidesAgain(
+  { crowd, until, note, slack }: Stage,
+  withinMs: number,
+  since: string,
+): Promise<void> {
   const startedMs = performance.now();
   const paid = crowd.paid;
-  await until('an order to be decided and paid', withinMs * SLACK, () => crowd.paid > paid);
+  await until('an order to be decided and paid', withinMs * slack, () => crowd.paid > paid);
   note(`orders are decided and paid ${Math.round(performance.now() - startedMs)} ms after ${since}`);
 }
 

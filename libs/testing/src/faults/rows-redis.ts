@@ -1,4 +1,4 @@
-import { SLACK, acceptsAgain, loopDelayMs, mustHardlyShow } from './measure.js';
+import { acceptsAgain, loopDelayMs, mustHardlyShow } from './measure.js';
 import type { Scenario } from './scenario.js';
 
 /** Faults of Redis. Whatever it forgets, nobody may be told that the plentiful sale is sold out; the runner checks that. */
@@ -89,9 +89,9 @@ export const redisRows: readonly Scenario[] = [
       const refusals = seen.latencyMs({ http: 503 });
       note(`503 in p50 ${refusals.p50} ms, p99 ${refusals.p99} ms; gateway's loop late by p99 ${delayMs} ms`);
       expect(refusals.count > 0, 'the outage was noticed by somebody');
-      expect(refusals.p50 <= 300 * SLACK, 'a refusal takes at most 300 ms', refusals.p50);
+      expect(refusals.p50 <= 300 * stage.slack, 'a refusal takes at most 300 ms', refusals.p50);
       expect(
-        delayMs < 100 * SLACK,
+        delayMs < 100 * stage.slack,
         "nothing piles up: the gateway's event loop is late by less than 100 ms",
         delayMs,
       );

@@ -62,6 +62,8 @@ export interface Stage {
   readonly scarceSaleId: string;
   /** Notes what must hold; the row fails with all that did not. `found` is printed with it. */
   readonly expect: (holds: boolean, what: string, found?: unknown) => void;
+  /** Every bound on a time is multiplied by it: 1 where the machine does nothing else. */
+  readonly slack: number;
   /** A figure or remark for the table's last column. */
   readonly note: (text: string) => void;
   /** Undone after the scenario whatever happens, last given first, each bounded to 30 s. */
