@@ -198,6 +198,27 @@ describe('SupervisedProducer', () => {
     expect(failures).toBeLessThan(20);
   });
 
+  test('is replaced when its connection goes silent, though messages come one by one', async () => {
+    const topic = await newTopic('silent-lone', 1);
+    const proxy = await openProxy();
+    const producer = await newProducer({
+      route: proxy.route,
+      requestTimeoutMs: 500,
+      replaceAfterSilenceMs: 800,
+      replaceAfterFailures: 1_000,
+    });
+    await producer.enqueue(topic, { key: 'before', value: 'v' });
+    proxy.silenceExisting();
+    // Each waits until the one before has failed, so that there are moments with nothing to send.
+    await until('a send succeeds', () =>
+      producer.enqueue(topic, { key: 'after', value: 'v' }).then(
+        () => true,
+        () => false,
+      ),
+    );
+    expect(producer.generation).toBe(2);
+  });
+
   test('is replaced after failures in a row', async () => {
     const topic = await newTopic('failing', 1);
     const proxy = await openProxy();

@@ -243,7 +243,7 @@ export class SupervisedProducer {
         const sent = this.sendBatch(generation, this.waiting.splice(0, this.maxBatch)).finally(() => {
           generation.sends.delete(sent);
           if (this.waiting.length > 0) this.schedule();
-          else if (this.current.sends.size === 0) this.busySinceMs = undefined;
+          else this.noteIdle();
         });
         generation.sends.add(sent);
       }
@@ -315,6 +315,7 @@ export class SupervisedProducer {
         await generation.producer.connect();
         // The clock of the silence starts anew, or the fresh producer would be replaced before it could try.
         if (this.busySinceMs !== undefined) this.busySinceMs = performance.now();
+        if (this.waiting.length === 0) this.noteIdle();
         generation.connected = true;
         this.schedule();
         return;
@@ -340,7 +341,13 @@ export class SupervisedProducer {
     const kept = this.waiting.filter((entry) => !due.includes(entry));
     this.waiting.splice(0, this.waiting.length, ...kept);
     for (const entry of due) fail(entry, neverSent(reason));
-    if (kept.length === 0 && this.current.sends.size === 0) this.busySinceMs = undefined;
+    if (kept.length === 0) this.noteIdle();
+  }
+
+  /** Nothing is left to be sent. After a failure that does not end a silence: the next message may come any moment. */
+  private noteIdle(): void {
+    const { sends, failuresInARow } = this.current;
+    if (sends.size === 0 && failuresInARow === 0) this.busySinceMs = undefined;
   }
 }
 
