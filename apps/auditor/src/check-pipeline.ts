@@ -243,6 +243,8 @@ function decidedInTime(sale: Sale, found: Findings): Check {
   const { faults, healedAtMs, log } = sale;
   if (faults && healedAtMs === null) found.cannot('times: needs --healed-at where faults were injected');
   const waited = new Latencies();
+  const nowMs = Date.now();
+  let fromTheFuture = 0;
   let slowest = { order_id: '', waitedMs: 0 };
   return {
     slice: (slice) => {
@@ -250,12 +252,20 @@ function decidedInTime(sale: Sale, found: Findings): Check {
         const sinceMs = Math.max(acceptedAtMs, (faults && healedAtMs) || 0);
         if (faults && healedAtMs === null) continue;
         found.look();
+        if (order.createdAtMs > nowMs) {
+          fromTheFuture += 1;
+          continue;
+        }
         const waitedMs = order.createdAtMs - sinceMs;
         waited.add(waitedMs);
         if (waitedMs > slowest.waitedMs) slowest = { order_id: order.orderId, waitedMs };
       }
     },
     finish: () => {
+      if (fromTheFuture > 0)
+        found.cannot(
+          `times of ${fromTheFuture} orders: the database's clock was set back since they were written`,
+        );
       const boundMs = faults ? WRITTEN_AFTER_HEALING_MS : WRITTEN_MS;
       // After healing it is all of them; a run without faults has its hundredth.
       const worstMs = faults ? slowest.waitedMs : (waited.percentile(0.99) ?? 0);

@@ -87,7 +87,8 @@ export class Effects {
   }
 
   /**
-   * One pass over the outbox: effects that are older than `ageMs` and of which Redis has not been told.
+   * One pass over the outbox: effects that are older than `ageMs` and of which Redis has not been told. What is dated in the
+   * future was written before the database's clock was set back, and must not wait until the clock is there again.
    *
    * @param saleIds the sales that can be told now: the effects of others are kept, and must not stand in their way
    * @returns how many there were and how many are done
@@ -99,9 +100,10 @@ export class Effects {
     if (saleIds.length === 0) return { found: 0, applied: 0 };
     const rows = await this.database.query<EffectRow>(
       `SELECT order_id, shopper_id, kind, reason FROM effect
-       WHERE applied_at IS NULL AND created_at <= NOW(3) - INTERVAL ? MICROSECOND AND sale_id IN (?)
+       WHERE applied_at IS NULL AND sale_id IN (?)
+         AND (created_at <= NOW(3) - INTERVAL ? MICROSECOND OR created_at > NOW(3) + INTERVAL 1 SECOND)
        ORDER BY created_at LIMIT ?`,
-      [ageMs * 1_000, saleIds, MAX_EFFECTS],
+      [saleIds, ageMs * 1_000, MAX_EFFECTS],
     );
     if (rows.length === 0) return { found: 0, applied: 0 };
     const applied = await this.apply(

@@ -292,7 +292,8 @@ export class Reconciler {
   private async finishLeft(sale: KnownSale): Promise<void> {
     const left = await this.database.query(
       `SELECT correction_id, kind, bucket, units, epoch, order_id, detail FROM correction
-        WHERE sale_id = ? AND state = 'pending' AND at < NOW(3) - INTERVAL ? MICROSECOND LIMIT 100`,
+        WHERE sale_id = ? AND state = 'pending'
+          AND (at < NOW(3) - INTERVAL ? MICROSECOND OR at > NOW(3) + INTERVAL 1 SECOND) LIMIT 100`,
       [sale.saleId, LEFT_AFTER_MS * 1_000],
     );
     for (const row of left) {

@@ -394,6 +394,17 @@ describe('Sweeper', () => {
     expect(Number(open?.['n'])).toBe(0);
   });
 
+  it('applies at once what was written before the clock of the database was set back', async () => {
+    const sale = await world.openSale(inventory);
+    await inventory.stock.grant([wishOf(sale, 'alice')]);
+    await world.database.change(
+      "INSERT INTO effect VALUES (?, 'confirm', ?, 'alice', NULL, NOW(3) + INTERVAL 5 MINUTE, NULL)",
+      [wishOf(sale, 'alice').attemptId, sale.saleId],
+    );
+    await inventory.sweeper.pass();
+    expect(await holdOf(sale, 'alice')).toMatchObject({ state: 'confirmed' });
+  });
+
   it('keeps the effects of a sale that Redis has lost, without holding up those of others', async () => {
     const [lost, well] = [
       await world.openSale(inventory, { bucketCount: 1 }),

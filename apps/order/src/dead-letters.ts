@@ -244,7 +244,7 @@ export class DeadLetters {
   private selectLetters(more = ''): string {
     return `SELECT letter_id AS letterId, topic, partition_number AS \`partition\`, record_offset AS \`offset\`,
         dead_letter.order_id AS orderId, cause, schema_version AS schemaVersion,
-        CASE WHEN dead_letter.state = 'pending' AND replay_at > NOW(3) - INTERVAL ${this.replayWithinMs * 1_000} MICROSECOND
+        CASE WHEN dead_letter.state = 'pending' AND replay_at BETWEEN NOW(3) - INTERVAL ${this.replayWithinMs * 1_000} MICROSECOND AND NOW(3) + INTERVAL 1 SECOND
           THEN 'replaying' ELSE dead_letter.state END AS state,
         record_value IS NOT NULL AS replayable, at, replay_at AS replayAt, closed_at AS closedAt,
         orders.state AS orderState${more}
@@ -253,7 +253,8 @@ export class DeadLetters {
 }
 
 /** Takes the time that a replay has, in µs. */
-const NOT_REPLAYING = '(replay_at IS NULL OR replay_at <= NOW(3) - INTERVAL ? MICROSECOND)';
+const NOT_REPLAYING =
+  '(replay_at IS NULL OR replay_at <= NOW(3) - INTERVAL ? MICROSECOND OR replay_at > NOW(3) + INTERVAL 1 SECOND)';
 
 /** Ends a transaction without a trace. */
 class LetterChanged extends Error {

@@ -108,7 +108,7 @@ export class Payments {
 
   /**
    * Asks the provider about payments that have been pending for too long: the process that opened one may have died, or an
-   * answer may have been lost.
+   * answer may have been lost. A row dated in the future is one from before the database's clock was set back.
    *
    * @returns whether there may be more
    */
@@ -119,8 +119,11 @@ export class Payments {
       amount: string;
       is_old: string | number;
     }>(
-      `SELECT payment_id, order_id, amount, created_at <= NOW(3) - INTERVAL ? MICROSECOND AS is_old FROM payment
-        WHERE state = 'pending' AND updated_at <= NOW(3) - INTERVAL ? MICROSECOND ORDER BY updated_at LIMIT ?`,
+      `SELECT payment_id, order_id, amount, (created_at <= NOW(3) - INTERVAL ? MICROSECOND OR created_at > NOW(3) + INTERVAL 1 SECOND) AS is_old
+        FROM payment
+        WHERE state = 'pending'
+          AND (updated_at <= NOW(3) - INTERVAL ? MICROSECOND OR updated_at > NOW(3) + INTERVAL 1 SECOND)
+        ORDER BY updated_at LIMIT ?`,
       [this.closeAfterMs * 1_000, this.options.askAfterMs * 1_000, SWEEP_BATCH],
     );
     for (const { payment_id: paymentId, order_id: orderId, amount, is_old: isOld } of pending) {
@@ -136,7 +139,9 @@ export class Payments {
   async refundDue(): Promise<boolean> {
     const due = await this.options.database.query<{ payment_id: string }>(
       `SELECT payment_id FROM refund WHERE state = 'pending'
-        AND (updated_at = created_at OR updated_at <= NOW(3) - INTERVAL ? MICROSECOND) ORDER BY updated_at LIMIT ?`,
+        AND (updated_at = created_at OR updated_at <= NOW(3) - INTERVAL ? MICROSECOND
+          OR updated_at > NOW(3) + INTERVAL 1 SECOND)
+        ORDER BY updated_at LIMIT ?`,
       [REFUND_AGAIN_AFTER_MS * 1_000, SWEEP_BATCH],
     );
     for (const { payment_id: paymentId } of due) {
