@@ -87,7 +87,7 @@ function markdownOf(entries: readonly Entry[], now: Date): string {
   const machine = [
     `${cpus().length} cores (${cpu?.model.trim() ?? 'unknown'})`,
     `${Math.round(totalmem() / 2 ** 30)} GiB`,
-    `${type()} ${release()}`,
+    `${type()} ${release().split('-')[0]}`,
     `Node ${process.version}`,
   ];
   const line = (cells: readonly string[]) =>
