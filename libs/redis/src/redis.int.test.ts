@@ -1,5 +1,5 @@
 // Against a real Redis (REDIS_URL). What a dead network does is shown with a proxy that stops passing bytes on.
-import { mkdtempSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import net from 'node:net';
 import type { AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
@@ -13,8 +13,15 @@ import { subscribe } from './subscriber.js';
 const url = process.env['REDIS_URL'] ?? 'redis://127.0.0.1:6379';
 const key = (name: string) => `test:redis-lib:${process.pid}:{${name}}`;
 
+const folders: string[] = [];
+afterAll(() => {
+  for (const folder of folders) rmSync(folder, { recursive: true });
+});
+
 function scriptFile(text: string, name = 'count.lua'): string {
-  const file = join(mkdtempSync(join(tmpdir(), 'flash-sale-lua-')), name);
+  const folder = mkdtempSync(join(tmpdir(), 'flash-sale-lua-'));
+  folders.push(folder);
+  const file = join(folder, name);
   writeFileSync(file, text);
   return file;
 }
