@@ -1,4 +1,4 @@
-import type { Database, SqlRow } from '@flash-sale/database';
+import { isOlderThan, type Database, type SqlRow } from '@flash-sale/database';
 import { effectOf, type OrderState } from '@flash-sale/domain';
 import { decidedColumns, decidedRowFrom, reasonOf } from './decided-rows.js';
 import type { Effect, Stock } from './stock.js';
@@ -87,8 +87,7 @@ export class Effects {
   }
 
   /**
-   * One pass over the outbox: effects that are older than `ageMs` and of which Redis has not been told. What is dated in the
-   * future was written before the database's clock was set back, and must not wait until the clock is there again.
+   * One pass over the outbox: effects that are older than `ageMs` and of which Redis has not been told.
    *
    * @param saleIds the sales that can be told now: the effects of others are kept, and must not stand in their way
    * @returns how many there were and how many are done
@@ -101,7 +100,7 @@ export class Effects {
     const rows = await this.database.query<EffectRow>(
       `SELECT order_id, shopper_id, kind, reason FROM effect
        WHERE applied_at IS NULL AND sale_id IN (?)
-         AND (created_at <= NOW(3) - INTERVAL ? MICROSECOND OR created_at > NOW(3) + INTERVAL 1 SECOND)
+         AND ${isOlderThan('created_at')}
        ORDER BY created_at LIMIT ?`,
       [saleIds, ageMs * 1_000, MAX_EFFECTS],
     );

@@ -1,5 +1,11 @@
 import { randomUUID } from 'node:crypto';
-import { DatabaseError, type Database, type SqlValue, type Statements } from '@flash-sale/database';
+import {
+  DatabaseError,
+  isOlderThan,
+  type Database,
+  type SqlValue,
+  type Statements,
+} from '@flash-sale/database';
 import { tailOf, type AttemptId } from '@flash-sale/domain';
 import type { RedisClient } from '@flash-sale/redis';
 import {
@@ -293,7 +299,7 @@ export class Reconciler {
     const left = await this.database.query(
       `SELECT correction_id, kind, bucket, units, epoch, order_id, detail FROM correction
         WHERE sale_id = ? AND state = 'pending'
-          AND (at < NOW(3) - INTERVAL ? MICROSECOND OR at > NOW(3) + INTERVAL 1 SECOND) LIMIT 100`,
+          AND ${isOlderThan('at')} LIMIT 100`,
       [sale.saleId, LEFT_AFTER_MS * 1_000],
     );
     for (const row of left) {

@@ -1,6 +1,6 @@
 import { randomUUID } from 'node:crypto';
 import { DEAD_LETTER_HEADERS, type ProblemCode } from '@flash-sale/contracts';
-import type { SqlRow } from '@flash-sale/database';
+import { isOlderThan, type SqlRow } from '@flash-sale/database';
 import { saleIdOf, type AttemptId, type SigningKeys } from '@flash-sale/domain';
 import { SendFailed, type SupervisedProducer } from '@flash-sale/kafka';
 import { meter, type Log } from '@flash-sale/service';
@@ -244,7 +244,8 @@ export class DeadLetters {
   private selectLetters(more = ''): string {
     return `SELECT letter_id AS letterId, topic, partition_number AS \`partition\`, record_offset AS \`offset\`,
         dead_letter.order_id AS orderId, cause, schema_version AS schemaVersion,
-        CASE WHEN dead_letter.state = 'pending' AND replay_at BETWEEN NOW(3) - INTERVAL ${this.replayWithinMs * 1_000} MICROSECOND AND NOW(3) + INTERVAL 1 SECOND
+        CASE WHEN dead_letter.state = 'pending' AND replay_at IS NOT NULL
+            AND NOT ${isOlderThan('replay_at', this.replayWithinMs * 1_000)}
           THEN 'replaying' ELSE dead_letter.state END AS state,
         record_value IS NOT NULL AS replayable, at, replay_at AS replayAt, closed_at AS closedAt,
         orders.state AS orderState${more}
@@ -253,8 +254,7 @@ export class DeadLetters {
 }
 
 /** Takes the time that a replay has, in µs. */
-const NOT_REPLAYING =
-  '(replay_at IS NULL OR replay_at <= NOW(3) - INTERVAL ? MICROSECOND OR replay_at > NOW(3) + INTERVAL 1 SECOND)';
+const NOT_REPLAYING = `(replay_at IS NULL OR ${isOlderThan('replay_at')})`;
 
 /** Ends a transaction without a trace. */
 class LetterChanged extends Error {

@@ -1,6 +1,6 @@
 import { createHash, createHmac } from 'node:crypto';
 import { Circuit, NotSent, type ProblemCode } from '@flash-sale/contracts';
-import type { Statements } from '@flash-sale/database';
+import { isOlderThan, type Statements } from '@flash-sale/database';
 import type { OrderState, SigningKeys } from '@flash-sale/domain';
 import { meter, type Log } from '@flash-sale/service';
 import { recordEdge } from './end-orders.js';
@@ -108,7 +108,7 @@ export class Payments {
 
   /**
    * Asks the provider about payments that have been pending for too long: the process that opened one may have died, or an
-   * answer may have been lost. A row dated in the future is one from before the database's clock was set back.
+   * answer may have been lost.
    *
    * @returns whether there may be more
    */
@@ -119,10 +119,8 @@ export class Payments {
       amount: string;
       is_old: string | number;
     }>(
-      `SELECT payment_id, order_id, amount, (created_at <= NOW(3) - INTERVAL ? MICROSECOND OR created_at > NOW(3) + INTERVAL 1 SECOND) AS is_old
-        FROM payment
-        WHERE state = 'pending'
-          AND (updated_at <= NOW(3) - INTERVAL ? MICROSECOND OR updated_at > NOW(3) + INTERVAL 1 SECOND)
+      `SELECT payment_id, order_id, amount, ${isOlderThan('created_at')} AS is_old FROM payment
+        WHERE state = 'pending' AND ${isOlderThan('updated_at')}
         ORDER BY updated_at LIMIT ?`,
       [this.closeAfterMs * 1_000, this.options.askAfterMs * 1_000, SWEEP_BATCH],
     );
@@ -139,8 +137,7 @@ export class Payments {
   async refundDue(): Promise<boolean> {
     const due = await this.options.database.query<{ payment_id: string }>(
       `SELECT payment_id FROM refund WHERE state = 'pending'
-        AND (updated_at = created_at OR updated_at <= NOW(3) - INTERVAL ? MICROSECOND
-          OR updated_at > NOW(3) + INTERVAL 1 SECOND)
+        AND (updated_at = created_at OR ${isOlderThan('updated_at')})
         ORDER BY updated_at LIMIT ?`,
       [REFUND_AGAIN_AFTER_MS * 1_000, SWEEP_BATCH],
     );

@@ -2,7 +2,7 @@ import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { connect, createServer, type AddressInfo, type Socket } from 'node:net';
 import { afterAll, afterEach, beforeAll, describe, expect, it } from '@jest/globals';
-import { Database, DatabaseError } from './database.js';
+import { Database, DatabaseError, isOlderThan } from './database.js';
 import { dropTestDatabase, migrate } from './migrate.js';
 
 /** Runs on the server of MYSQL_URL and, where MYSQL_REAL_URL names one, on a real MySQL as well. */
@@ -61,6 +61,15 @@ describe.each(servers)('Database on %s', (_, server) => {
     );
     expect(row?.zone).toBe('+00:00');
     expect(Math.abs((row?.now.getTime() ?? 0) - Date.now())).toBeLessThan(60_000);
+  });
+
+  it('counts as old what is dated in the future, but not what was written this moment', async () => {
+    const times = ['NOW(3) - INTERVAL 9 SECOND', 'NOW(3)', 'NOW(3) + INTERVAL 5 MINUTE'];
+    const [row] = await database.query(
+      `SELECT ${times.map((time, index) => `${isOlderThan(time)} AS old${index}`).join(', ')}`,
+      times.map(() => 5_000_000),
+    );
+    expect([row?.['old0'], row?.['old1'], row?.['old2']].map(Number)).toEqual([1, 0, 1]);
   });
 
   it('counts changed rows, not found ones', async () => {

@@ -302,6 +302,18 @@ export class Database implements Statements {
   }
 }
 
+/**
+ * SQL: whether a time lies further back than an age. A time in the future was written before the clock of the database was set
+ * back, and counts as old: nothing may wait until the clock is there again. The second is for statements that overlap, since
+ * each sees the time of its own beginning.
+ *
+ * @param time an expression of DATETIME(3), e.g. a column; never text from outside
+ * @param ageMicroseconds the age, or the placeholder of the statement's parameter for it
+ */
+export function isOlderThan(time: string, ageMicroseconds: number | '?' = '?'): string {
+  return `(${time} <= NOW(3) - INTERVAL ${ageMicroseconds} MICROSECOND OR ${time} > NOW(3) + INTERVAL 1 SECOND)`;
+}
+
 function asDatabaseError(error: unknown): DatabaseError {
   if (error instanceof DatabaseError) return error;
   const cause = error instanceof Error ? error : new Error(String(error));

@@ -1,6 +1,7 @@
 export {
   Database,
   DatabaseError,
+  isOlderThan,
   type DatabaseFailure,
   type DatabaseOptions,
   type SqlRow,
