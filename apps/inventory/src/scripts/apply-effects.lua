@@ -6,15 +6,14 @@
 --       {'APPLIED'} | {'ALREADY'} | {'MISSING'} | {'VOID_BEFORE', its reason}
 --@include "include/attempt.lua"
 --@include "include/account.lua"
---@include "include/shopper.lua"
-
-local COUNTER = { H = 'held', h = 'held', Q = 'queued', q = 'queued', C = 'sold' }
+--@include "include/decided.lua"
 
 local account, refusal = read_account(KEYS[1], ARGV[1])
 if not account then return refusal end
 redis.call('ZCARD', KEYS[4])
 local balances = { free = account.free, held = account.held, queued = account.queued, sold = account.sold }
-local attempts, usages = {}, {}
+local attempts = {}
+local usage_of, usages = usages_in(KEYS[3])
 
 local function attempt_of(tail)
   if attempts[tail] == nil then
@@ -22,13 +21,6 @@ local function attempt_of(tail)
     attempts[tail] = text and not alias_target(text) and unpack_attempt(text) or false
   end
   return attempts[tail]
-end
-local function usage_of(shopper)
-  if not usages[shopper] then
-    local used, live = unpack_usage(redis.call('HGET', KEYS[3], shopper))
-    usages[shopper] = { used = used, live = live }
-  end
-  return usages[shopper]
 end
 
 local function apply(tail, kind, reason)

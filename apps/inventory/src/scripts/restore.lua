@@ -9,9 +9,8 @@
 --       {'RESTORED', units} | {'ALREADY', units} by this id before | {'CHANGED'}
 --@include "include/attempt.lua"
 --@include "include/account.lua"
---@include "include/shopper.lua"
+--@include "include/decided.lua"
 
-local COUNTER = { H = 'held', h = 'held', Q = 'queued', q = 'queued', C = 'sold' }
 local ITEM = 8
 
 local account, refusal = read_any_account(KEYS[1], ARGV[1])
@@ -21,15 +20,8 @@ if (account.frozen or 0) ~= tonumber(ARGV[2]) then return { 'FROZEN', tostring(a
 redis.call('ZCARD', KEYS[4])
 redis.call('GETBIT', KEYS[5], 0)
 local balances = { free = account.free, held = account.held, queued = account.queued, sold = account.sold, initial = 0 }
-local written, usages, done, bits, grants = {}, {}, {}, {}, 0
-
-local function usage_of(shopper)
-  if not usages[shopper] then
-    local used, live = unpack_usage(redis.call('HGET', KEYS[3], shopper))
-    usages[shopper] = { used = used, live = live }
-  end
-  return usages[shopper]
-end
+local written, done, bits, grants = {}, {}, {}, 0
+local usage_of, usages = usages_in(KEYS[3])
 
 local function restore(id, tail, seen, record, at)
   local before = id ~= '' and redis.call('HGET', KEYS[6], 'c:' .. id)
