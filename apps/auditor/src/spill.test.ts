@@ -20,8 +20,8 @@ describe('a sale’s slices', () => {
 
   it('are as many as keep one small, and not without end', () => {
     expect(new Slices('s', 0).count).toBe(1);
-    expect(new Slices('s', 8_192).count).toBe(1);
-    expect(new Slices('s', 1_000_000).count).toBe(123);
+    expect(new Slices('s', 4_096).count).toBe(1);
+    expect(new Slices('s', 1_000_000).count).toBe(245);
     expect(new Slices('s', 1e9).count).toBe(1_024);
   });
 

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 const ALPHABET = '-0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ_abcdefghijklmnopqrstuvwxyz';
 const PREFIXES = ALPHABET.length ** 2;
 /** Attempts looked at together. What is kept of one in memory is about six kilobytes. */
-const ATTEMPTS_PER_SLICE = 8_192;
+const ATTEMPTS_PER_SLICE = 4_096;
 const MAX_SLICES = 1_024;
 /** What may wait to be written, of one kind and all slices. */
 const BUFFERED_CHARACTERS = 2 * 1024 * 1024;

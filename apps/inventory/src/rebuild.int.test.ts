@@ -4,6 +4,7 @@
  */
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
 import { SALE_FEED, decodeSnapshot } from '@flash-sale/contracts';
+import { ShopperId, filterBitsFor, mayHold } from '@flash-sale/domain';
 import { until } from '@flash-sale/testing';
 import { TestBooks } from './fixtures/test-books.js';
 import { EMPTY_KAFKA, TestInventory, shopperOf, shoppersOf, wishOf } from './fixtures/test-inventory.js';
@@ -409,6 +410,55 @@ describe('A sale that Redis has lost', () => {
     expect(await books.balance(sale)).toBe('free 5 held 0 queued 0 sold 1, MySQL 1');
     expect((await rebuildsOf(sale)).map(([, done]) => done)).toEqual([0, 0, 1]);
   }, 30_000);
+
+  it('counts a page of rows once, however often it is written, and nothing of an owner who was replaced', async () => {
+    const sale = await openSale({ bucketCount: 1 });
+    const { account, attempts, shoppers, deadlines, transfers, holders } = bucketKeys(sale.saleId, 0);
+    await books.loseAll(sale);
+    await scripts.freeze.run(
+      world.redis,
+      [account, attempts, shoppers, deadlines, transfers, holders],
+      [2, 1, 'sku', 1_024],
+    );
+    const fill = (epoch: number) =>
+      scripts.fill.run(
+        world.redis,
+        [account, attempts, shoppers],
+        [epoch, 'a', 'C|anna|1|…', 'anna', 1, 'b', 'C|anna|2|…', 'anna', 2, 'c', 'V|bert|1|…', 'bert', 0],
+      );
+    const seal = (sold: number) =>
+      scripts.seal.run(
+        world.redis,
+        [account, transfers, holders],
+        [2, 4, 'life', sold, Buffer.from([0x80, 0xff]), 2],
+      );
+    expect([await fill(2), await fill(2), await fill(1)]).toEqual([
+      { outcome: 'filled' },
+      { outcome: 'filled' },
+      { outcome: 'other_epoch', epoch: 2 },
+    ]);
+    expect(await world.redis.hgetall(shoppers)).toEqual({ anna: '3|' });
+    expect(await world.redis.hlen(attempts)).toBe(3);
+    // A server that took over with fewer records than were written is found out.
+    expect(await seal(4)).toEqual({ outcome: 'forgot', units: 3 });
+    expect(await seal(3)).toMatchObject({ outcome: 'sealed' });
+    expect(await world.account(sale, 0)).toMatchObject({ initial: 7, free: 4, sold: 3, grants: 2 });
+    expect(await world.redis.getBuffer(holders)).toEqual(Buffer.from([0x80, 0xff]));
+    expect(await fill(2)).toEqual({ outcome: 'frozen', filling: false });
+  });
+
+  it('still knows who may hold units of it', async () => {
+    const sale = await openSale({ allotment: 200, bucketCount: 1 });
+    const bought = shoppersOf(0, 1, 100);
+    for (const shopper of bought) await books.write(sale, shopper);
+    await books.loseAll(sale);
+    await rebuilt(sale);
+    const filter = await world.redis.getBuffer(bucketKeys(sale.saleId, 0).holders);
+    const known = (shopper: string) =>
+      mayHold(filter ?? Buffer.alloc(0), ShopperId.parse(shopper), 1, filterBitsFor(200, 1));
+    expect(bought.filter(known)).toEqual(bought);
+    expect(shoppersOf(0, 1, 100, 'stranger').filter(known).length).toBeLessThan(10);
+  });
 
   it('is built anew where only its marker is gone, without touching a bucket', async () => {
     const sale = await openSale({ allotment: 5 });

@@ -173,14 +173,13 @@ export class Rebuilds {
       const lost = await refill.freeze();
       log.info({ ...fields, lost: lost.size }, 'the buckets are frozen');
       await refill.endTransfers(lost);
-      const restored = new Map([...lost].map((bucket) => [bucket, { orders: 0, sold: 0 }]));
       if (lost.size > 0) {
         await this.drain(owned);
         log.info(fields, 'the writer has written all that was in Kafka');
-        await refill.restoreRows(restored);
       }
+      const fillings = await refill.fill(lost);
       const reapplied = await refill.reapply(lost);
-      const { free, adjusted } = await refill.seal(lost, restored);
+      const { free, adjusted } = await refill.seal(lost, fillings);
       log.info(fields, 'the buckets are filled');
       const marked = await scripts.loadState.run(
         this.redis,
@@ -188,7 +187,7 @@ export class Rebuilds {
         [sale.epoch, randomUUID()],
       );
       if (marked === 'later') throw new Error(`another rebuild of sale ${sale.saleId} has begun`);
-      const orders = [...restored.values()].reduce((sum, each) => sum + each.orders, 0);
+      const orders = [...fillings.values()].reduce((sum, each) => sum + each.orders, 0);
       await this.claims.finish(sale, { lost: lost.size, orders: orders + reapplied, free, adjusted });
       await this.open(sale);
       const tookMs = Math.round(performance.now() - startedMs);

@@ -1,25 +1,36 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import type { Database } from '@flash-sale/database';
-import { filterBitsFor, splitAllotment, tailOf, type AttemptId } from '@flash-sale/domain';
+import type { Database, SqlRow } from '@flash-sale/database';
+import {
+  bucketOf,
+  filterBitsFor,
+  filterPositions,
+  splitAllotment,
+  tailOf,
+  type AttemptId,
+  type ShopperId,
+} from '@flash-sale/domain';
 import type { RedisClient } from '@flash-sale/redis';
 import {
   decidedColumns,
+  decidedRecordOf,
   decidedRowFrom,
-  homeOf,
   isAsDecided,
   recordIn,
   type DecidedRow,
 } from './decided-rows.js';
-import { bucketKeys, type Account } from './keys.js';
+import { bucketKeys, packDecided, type Account } from './keys.js';
 import type { InventoryLog } from './metrics.js';
 import type { KnownSale } from './sale-book.js';
 import { scripts } from './scripts.js';
-import { restoreArguments, type Restoration } from './stock.js';
+import { chunksOf, restoreArguments, type Restoration } from './stock.js';
 import { isStoreAway } from './store-away.js';
 import { bucketsOf } from './warm-up.js';
 
-/** Rows of MySQL read at once, and records that one script call writes. */
+/** Rows of MySQL read at once. */
 const ROWS_PER_PAGE = 4_000;
+/** Records that one script call writes into an empty bucket; Redis does nothing else meanwhile, some milliseconds. */
+const RECORDS_PER_FILL = 500;
+/** Records of a bucket that kept its data, compared and corrected at once. */
 const RECORDS_PER_CALL = 200;
 /** A server that takes over may lack what was written so long before. */
 const REAPPLY_MINUTES = 10;
@@ -35,6 +46,32 @@ export interface Owned {
   /** By bucket: the server that answered for it when the rebuild began. */
   readonly boots: readonly string[];
   readonly signal: AbortSignal;
+}
+
+/** What a bucket got that had lost everything. */
+class Filling {
+  orders = 0;
+  /** Units that count as sold. */
+  sold = 0;
+  /** Orders that have units. */
+  grants = 0;
+  /** The filter of those who were ever granted units, as its bitmap in Redis. */
+  readonly holders: Buffer;
+
+  constructor(private readonly filterBits: number) {
+    this.holders = Buffer.alloc(filterBits / 8);
+  }
+
+  add({ shopperId, isSold, quantity }: DecidedRow): void {
+    this.orders += 1;
+    if (!isSold) return;
+    this.sold += quantity;
+    this.grants += 1;
+    for (const position of filterPositions(shopperId, this.filterBits)) {
+      // The first bit of a byte is its highest.
+      this.holders[position >> 3] = (this.holders[position >> 3] ?? 0) | (0x80 >> (position & 7));
+    }
+  }
 }
 
 /** The steps of one rebuild in Redis, see `Rebuilds`. Each may be repeated; none does anything for an owner of an old epoch. */
@@ -110,41 +147,71 @@ export class Refill {
     }
   }
 
-  /** A record in its bucket for every row, page by page. Repeating a page does nothing. */
-  async restoreRows(restored: ReadonlyMap<number, { orders: number; sold: number }>): Promise<void> {
+  /**
+   * A record in its bucket for every row.
+   *
+   * @param lost the buckets to be filled; the others know their records
+   * @returns what each of them got
+   */
+  async fill(lost: ReadonlySet<number>): Promise<ReadonlyMap<number, Filling>> {
     const { sale, signal } = this.owned;
-    let after = '';
-    for (;;) {
-      const rows = await this.insist(() =>
-        this.database.query(
-          `SELECT ${decidedColumns('orders')} FROM orders WHERE sale_id = ? AND order_id > ? AND order_id < ?
-          ORDER BY order_id LIMIT ?`,
-          // The dot follows the dash in ASCII: the range is a piece of the primary key.
-          [sale.saleId, after || `${sale.saleId}-`, `${sale.saleId}.`, ROWS_PER_PAGE],
-        ),
-      );
-      const decided = rows.map(decidedRowFrom);
-      const byBucket = Map.groupBy(decided, (row) => homeOf(row, sale));
+    const filterBits = filterBitsFor(sale.allotment, sale.bucketCount);
+    const fillings = new Map([...lost].map((bucket) => [bucket, new Filling(filterBits)] as const));
+    if (lost.size === 0) return fillings;
+    const pages = this.pages((last) =>
+      this.database.query(
+        `SELECT ${decidedColumns('orders')} FROM orders WHERE sale_id = ? AND order_id > ? AND order_id < ?
+        ORDER BY order_id LIMIT ?`,
+        // The dot follows the dash in ASCII: the range is a piece of the primary key.
+        [sale.saleId, last ? String(last['order_id']) : `${sale.saleId}-`, `${sale.saleId}.`, ROWS_PER_PAGE],
+      ),
+    );
+    for await (const byBucket of pages) {
       await Promise.all(
-        [...restored].map(async ([bucket, sums]) => {
-          const mine = byBucket.get(bucket) ?? [];
-          for (let at = 0; at < mine.length; at += RECORDS_PER_CALL) {
+        [...fillings].map(async ([bucket, filling]) => {
+          for (const rows of chunksOf(byBucket.get(bucket) ?? [], RECORDS_PER_FILL)) {
             signal.throwIfAborted();
-            const batch = mine.slice(at, at + RECORDS_PER_CALL);
-            await this.restore(
-              bucket,
-              2,
-              batch.map((row) => ({ row, seen: '', correctionId: '' })),
-            );
-            sums.orders += batch.length;
-            sums.sold += batch.reduce((sum, row) => sum + (row.isSold ? row.quantity : 0), 0);
+            await this.fillBucket(bucket, filling, rows.map(decidedRowFrom));
           }
         }),
       );
-      const last = decided.at(-1);
-      if (!last || decided.length < ROWS_PER_PAGE) return;
-      after = last.orderId;
     }
+    return fillings;
+  }
+
+  /**
+   * Pages of rows by their home buckets. The next is read while one is dealt with, so that MySQL and Redis work at the same
+   * time, and no more than two are in memory.
+   */
+  private async *pages(
+    read: (last: SqlRow | undefined) => Promise<SqlRow[]>,
+  ): AsyncGenerator<ReadonlyMap<number, SqlRow[]>> {
+    const { sale } = this.owned;
+    let reading: Promise<SqlRow[]> | undefined = this.insist(() => read(undefined));
+    while (reading) {
+      const rows: SqlRow[] = await reading;
+      const last = rows.length < ROWS_PER_PAGE ? undefined : rows.at(-1);
+      reading = last && this.insist(() => read(last));
+      // A failure is met where the page is waited for.
+      reading?.catch(() => {});
+      yield Map.groupBy(rows, (row) => bucketOf(row['shopper_id'] as ShopperId, sale.bucketCount));
+    }
+  }
+
+  private async fillBucket(bucket: number, filling: Filling, rows: readonly DecidedRow[]): Promise<void> {
+    const { sale } = this.owned;
+    const keys = bucketKeys(sale.saleId, bucket);
+    const items = rows.flatMap((row) => [
+      tailOf(row.orderId as AttemptId),
+      packDecided(decidedRecordOf(row)),
+      row.shopperId,
+      row.isSold ? row.quantity : 0,
+    ]);
+    const { outcome } = await this.insist(() =>
+      scripts.fill.run(this.redis, [keys.account, keys.attempts, keys.shoppers], [sale.epoch, ...items]),
+    );
+    if (outcome !== 'filled') throw this.lostAgain(bucket, outcome);
+    for (const row of rows) filling.add(row);
   }
 
   /**
@@ -157,30 +224,31 @@ export class Refill {
     const { sale, signal } = this.owned;
     if (lost.size === sale.bucketCount) return 0;
     const [start] = await this.database.query(`SELECT NOW(3) - INTERVAL ${REAPPLY_MINUTES} MINUTE AS since`);
-    let after = { at: start?.['since'] ?? new Date(0), orderId: '' };
-    let corrected = 0;
-    for (;;) {
-      const rows = await this.insist(() =>
-        this.database.query(
-          `SELECT ${decidedColumns('orders')}, effect.applied_at FROM effect JOIN orders ON orders.order_id = effect.order_id
-          WHERE effect.sale_id = ? AND effect.applied_at >= ?
-            AND (effect.applied_at > ? OR effect.order_id > ?)
-          ORDER BY effect.applied_at, effect.order_id LIMIT ?`,
-          [sale.saleId, after.at, after.at, after.orderId, ROWS_PER_PAGE],
-        ),
+    const since = start?.['since'] ?? new Date(0);
+    const pages = this.pages((last) => {
+      const [at, orderId] = last ? [last['applied_at'] as Date, String(last['order_id'])] : [since, ''];
+      return this.database.query(
+        `SELECT ${decidedColumns('orders')}, effect.applied_at FROM effect JOIN orders ON orders.order_id = effect.order_id
+        WHERE effect.sale_id = ? AND effect.applied_at >= ?
+          AND (effect.applied_at > ? OR effect.order_id > ?)
+        ORDER BY effect.applied_at, effect.order_id LIMIT ?`,
+        [sale.saleId, at, at, orderId, ROWS_PER_PAGE],
       );
-      const byBucket = Map.groupBy(rows.map(decidedRowFrom), (row) => homeOf(row, sale));
-      for (const [bucket, mine] of byBucket) {
-        if (lost.has(bucket)) continue;
-        for (let at = 0; at < mine.length; at += RECORDS_PER_CALL) {
-          signal.throwIfAborted();
-          corrected += await this.correct(bucket, mine.slice(at, at + RECORDS_PER_CALL));
-        }
-      }
-      const last = rows.at(-1);
-      if (!last || rows.length < ROWS_PER_PAGE) return corrected;
-      after = { at: last['applied_at'] as Date, orderId: String(last['order_id']) };
+    });
+    let corrected = 0;
+    for await (const byBucket of pages) {
+      await Promise.all(
+        [...byBucket].map(async ([bucket, mine]) => {
+          if (lost.has(bucket)) return;
+          for (const rows of chunksOf(mine, RECORDS_PER_CALL)) {
+            signal.throwIfAborted();
+            const found = await this.correct(bucket, rows.map(decidedRowFrom));
+            corrected += found;
+          }
+        }),
+      );
     }
+    return corrected;
   }
 
   private async correct(bucket: number, rows: readonly DecidedRow[]): Promise<number> {
@@ -194,25 +262,27 @@ export class Refill {
       const seen = recordIn(records[index]);
       return isAsDecided(seen, row) ? [] : [{ row, seen, correctionId: '' }];
     });
-    if (differing.length > 0) await this.restore(bucket, 1, differing);
+    if (differing.length > 0) await this.restore(bucket, differing);
     return differing.length;
   }
 
-  private async restore(bucket: number, frozen: 1 | 2, items: readonly Restoration[]): Promise<void> {
+  private async restore(bucket: number, items: readonly Restoration[]): Promise<void> {
     const { sale } = this.owned;
     const keys = bucketKeys(sale.saleId, bucket);
     const reply = await this.insist(() =>
       scripts.restore.run(
         this.redis,
         [keys.account, keys.attempts, keys.shoppers, keys.deadlines, keys.holders, keys.transfers],
-        [sale.epoch, frozen, ...items.flatMap((item) => restoreArguments(sale, item))],
+        [sale.epoch, 1, ...items.flatMap((item) => restoreArguments(sale, item))],
       ),
     );
-    if (reply.outcome !== 'ok') {
-      throw new Error(
-        `bucket ${bucket} of sale ${sale.saleId} was lost again, or taken over (${reply.outcome})`,
-      );
-    }
+    if (reply.outcome !== 'ok') throw this.lostAgain(bucket, reply.outcome);
+  }
+
+  private lostAgain(bucket: number, outcome: string): Error {
+    return new Error(
+      `bucket ${bucket} of sale ${this.owned.sale.saleId} was lost again, or taken over (${outcome})`,
+    );
   }
 
   /**
@@ -223,7 +293,7 @@ export class Refill {
    */
   async seal(
     lost: ReadonlySet<number>,
-    restored: ReadonlyMap<number, { readonly sold: number }>,
+    fillings: ReadonlyMap<number, Filling>,
   ): Promise<{ readonly free: number; readonly adjusted: number }> {
     const { sale, boots } = this.owned;
     const [stock] = await this.database.query('SELECT total FROM sale_stock WHERE sale_id = ?', [
@@ -253,18 +323,20 @@ export class Refill {
       );
     }
     for (const [bucket, keys] of bucketsOf(sale).entries()) {
+      const filling = fillings.get(bucket);
       const reply = await this.insist(() =>
         scripts.seal.run(
           this.redis,
-          [keys.account, keys.transfers],
-          [sale.epoch, shares[bucket] ?? 0, restored.get(bucket)?.sold ?? 0, boots[bucket] ?? ''],
+          [keys.account, keys.transfers, keys.holders],
+          [
+            sale.epoch,
+            shares[bucket] ?? 0,
+            boots[bucket] ?? '',
+            ...(filling ? [filling.sold, filling.holders, filling.grants] : []),
+          ],
         ),
       );
-      if (reply.outcome !== 'sealed') {
-        throw new Error(
-          `bucket ${bucket} of sale ${sale.saleId} was lost again, or taken over (${reply.outcome})`,
-        );
-      }
+      if (reply.outcome !== 'sealed') throw this.lostAgain(bucket, reply.outcome);
     }
     return { free: Math.max(0, shared), adjusted: lost.size > 0 && shared >= 0 ? 0 : shared };
   }

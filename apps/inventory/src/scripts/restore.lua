@@ -3,7 +3,7 @@
 -- Units that a bucket should have sold but does not have free count as its own from now on: the sale has one too many then,
 -- which the reconciler takes back where some are free.
 -- KEYS  1 account  2 attempts  3 shoppers  4 deadlines  5 holders  6 transfers
--- ARGV  1 epoch  2 what the bucket must be: 0 in use, 1 frozen, 2 being filled; then 8 per item: id of the correction or '', tail, the record
+-- ARGV  1 epoch  2 what the bucket must be: 0 in use, 1 frozen; then 8 per item: id of the correction or '', tail, the record
 --       as seen ('' for none, or an alias), the record to be, the shopper's 4 positions in the holder filter
 -- Reply {'GONE'} | {'EPOCH', epoch} | {'FROZEN', how} | {'OK', units that became free, item…}, an item being
 --       {'RESTORED', units} | {'ALREADY', units} by this id before | {'CHANGED'}
