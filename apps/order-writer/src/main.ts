@@ -1,3 +1,4 @@
+import { hostname } from 'node:os';
 import { DEAD_LETTER_TOPIC_CONFIG, ORDERS_TOPIC_CONFIG, StockClient } from '@flash-sale/contracts';
 import { Database, migrate } from '@flash-sale/database';
 import { BatchConsumer, KafkaAdmin, SupervisedProducer } from '@flash-sale/kafka';
@@ -40,6 +41,9 @@ await runMain('order-writer', env.LOG_LEVEL, async (log) => {
     ...kafka,
     topic: env.ORDERS_TOPIC,
     groupId: env.ORDERS_GROUP,
+    // A container that is started again keeps its host's name; processes of one host differ by the port. With any port (0)
+    // nobody could tell them apart.
+    ...(env.OPS_PORT > 0 && { instance: `${hostname()}:${env.OPS_PORT}` }),
     handle: (chunk) => writer.handle(chunk),
     maxChunk: 500,
     // All partitions at once: their chunks meet in one transaction.

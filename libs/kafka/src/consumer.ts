@@ -8,7 +8,16 @@ import {
   type Link,
 } from '@opentelemetry/api';
 import { suppressTracing } from '@opentelemetry/core';
-import type { Consumer, EachBatchPayload, IHeaders, KafkaMessage } from 'kafkajs';
+import {
+  PartitionAssigners,
+  type Broker,
+  type Cluster,
+  type Consumer,
+  type EachBatchPayload,
+  type GroupDescription,
+  type IHeaders,
+  type KafkaMessage,
+} from 'kafkajs';
 import { silentLog, type AdapterLog } from './adapter-log.js';
 import { discard, openKafka, settledWithin, type KafkaHandle, type KafkaOptions } from './connection.js';
 
@@ -36,6 +45,12 @@ export interface Chunk {
 export interface ConsumerOptions extends KafkaOptions {
   readonly topic: string;
   readonly groupId: string;
+  /**
+   * A name that this member of the group shares with no other and keeps when its process is started again, e.g. its host and
+   * port. With it a member that comes back first ends the membership of its earlier life, for which the group would wait
+   * until its session times out. It becomes part of the client id. Two that use one name put each other out, once at each start.
+   */
+  readonly instance?: string;
   /**
    * Handles a chunk. When it resolves, the offset behind the chunk is committed at once; when it rejects, the partition
    * rests and the same place is tried again, for ever: nothing is skipped. The same records can come again at any time.
@@ -93,8 +108,16 @@ interface PartitionState {
 interface Generation {
   readonly handle: KafkaHandle;
   readonly consumer: Consumer;
+  /** What kafkajs knows of the brokers, connected when the consumer is. */
+  readonly cluster: Cluster | undefined;
   started: Promise<void>;
 }
+
+/** kafkajs can do this with a group's broker, though its types leave it out. */
+type GroupCoordinator = Omit<Broker, 'describeGroups'> & {
+  describeGroups(request: { groupIds: string[] }): Promise<{ groups: GroupDescription[] }>;
+  leaveGroup(request: { groupId: string; memberId: string }): Promise<unknown>;
+};
 
 const WATCH_EVERY_MS = 500;
 const RESTART_DELAY_MS = { first: 200, max: 1_000 };
@@ -124,6 +147,7 @@ export class BatchConsumer {
   private handledRecords = 0;
   private failedChunks = 0;
   private readonly log: AdapterLog;
+  private readonly clientId: string;
   private readonly maxChunk: number;
   private readonly heartbeatMs: number;
   private readonly handleLimitMs: number;
@@ -135,6 +159,8 @@ export class BatchConsumer {
 
   constructor(private readonly options: ConsumerOptions) {
     this.log = options.log ?? silentLog;
+    const { clientId, instance } = options;
+    this.clientId = instance === undefined ? clientId : `${clientId}@${instance}`;
     this.maxChunk = options.maxChunk ?? 500;
     this.heartbeatMs = options.heartbeatMs ?? 1_000;
     this.handleLimitMs = options.handleLimitMs ?? 60_000;
@@ -208,9 +234,17 @@ export class BatchConsumer {
 
   private open(): void {
     const { options } = this;
-    const handle = openKafka(options);
+    const handle = openKafka({ ...options, clientId: this.clientId });
+    let cluster: Cluster | undefined;
     const consumer = handle.kafka.consumer({
       groupId: options.groupId,
+      // The way kafkajs has of handing out its connections.
+      partitionAssigners: [
+        (config) => {
+          cluster = config.cluster;
+          return PartitionAssigners.roundRobin(config);
+        },
+      ],
       sessionTimeout: this.sessionTimeoutMs,
       rebalanceTimeout: this.rebalanceTimeoutMs,
       heartbeatInterval: this.heartbeatMs,
@@ -219,7 +253,7 @@ export class BatchConsumer {
       // It would repeat a fetch on a silent connection again and again; a crash soon is better, it brings a new one.
       retry: { retries: 2 },
     });
-    const generation: Generation = { handle, consumer, started: Promise.resolve() };
+    const generation: Generation = { handle, consumer, cluster, started: Promise.resolve() };
     this.current = generation;
     this.joined = false;
     this.listen(generation);
@@ -232,6 +266,8 @@ export class BatchConsumer {
       await consumer.connect();
       // Without a commit kafkajs would begin at the log's end and skip what is there already.
       await consumer.subscribe({ topic: this.options.topic, fromBeginning: true });
+      if (this.options.instance !== undefined && generation.cluster)
+        await this.endEarlierLives(generation.cluster);
       // kafkajs's instrumentation makes a span per record of what was fetched; ours are per chunk, see `inSpan`.
       await context.with(suppressTracing(ROOT_CONTEXT), () =>
         consumer.run({
@@ -243,6 +279,29 @@ export class BatchConsumer {
       );
     } catch (error) {
       this.replace(generation, error);
+    }
+  }
+
+  /**
+   * Takes members with our own client id out of the group: they are what a killed process, or a connection that we gave up,
+   * has left behind. A group waits for each of them until its session times out, twice where one of them was made its leader
+   * meanwhile. Only a help: if it fails, the sessions time out.
+   */
+  private async endEarlierLives(cluster: Cluster): Promise<void> {
+    const { groupId } = this.options;
+    try {
+      const coordinator = (await cluster.findGroupCoordinator({ groupId })) as GroupCoordinator;
+      const { groups } = await coordinator.describeGroups({ groupIds: [groupId] });
+      const members = groups.flatMap((group) => group.members);
+      const earlier = members.filter(({ clientId }) => clientId === this.clientId);
+      if (earlier.length === 0) return;
+      await Promise.all(earlier.map(({ memberId }) => coordinator.leaveGroup({ groupId, memberId })));
+      this.log.info(
+        { groupId, earlierLives: earlier.length },
+        'took earlier lives out of the consumer group',
+      );
+    } catch (error) {
+      this.log.warn({ groupId, reason: String(error) }, 'earlier lives of this process stay in the group');
     }
   }
 

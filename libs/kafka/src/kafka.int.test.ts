@@ -3,6 +3,7 @@
 import net from 'node:net';
 import type { AddressInfo } from 'node:net';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
+import { Kafka, logLevel } from 'kafkajs';
 import { KafkaAdmin, hasPassed } from './admin.js';
 import { BatchConsumer, type Chunk, type ConsumerOptions } from './consumer.js';
 import { partitionOf } from './partition.js';
@@ -378,6 +379,83 @@ describe('BatchConsumer', () => {
     await consumer.stop();
     expect({ begun, finished }).toEqual({ begun: 1, finished: 1 });
     expect(await admin.committedOffsets(`group-${topic}`, topic)).toEqual(new Map([[0, 10n]]));
+  });
+
+  describe('with a name that outlives its process', () => {
+    // Longer than a test: a group that waits for one that died never gets that far.
+    const times = { sessionTimeoutMs: 60_000, rebalanceTimeoutMs: 60_000, joinWithinMs: 130_000 };
+
+    /** A member that can be made dead for the group: then nothing that it says, not even a farewell, comes through. */
+    async function newMortal(topic: string, options: Parameters<typeof newConsumer>[1]) {
+      const proxy = await openProxy();
+      const consumer = newConsumer(topic, { ...times, ...options, route: proxy.route });
+      const die = () => {
+        proxy.refuse(true);
+        proxy.silenceExisting();
+      };
+      return { consumer, die };
+    }
+
+    const share = (member: BatchConsumer) => member.figures().assignedPartitions;
+
+    test('does not wait for the session of its earlier life when it comes back', async () => {
+      const topic = await newTopic('earlier-life', 2);
+      const producer = await newProducer();
+      const handledBy = new Map<string, string>();
+      const reading = (instance: string) => ({
+        ...times,
+        instance,
+        handle: async (chunk: Chunk) => {
+          for (const { key } of chunk.messages) handledBy.set(String(key), instance);
+        },
+      });
+      const lives = newConsumer(topic, reading('lives'));
+      const { consumer: first, die } = await newMortal(topic, reading('dies'));
+      await until('both have joined', () => share(lives) === 1 && share(first) === 1);
+      die();
+      const again = newConsumer(topic, reading('dies'));
+      await until('both have joined again', () => share(lives) === 1 && share(again) === 1);
+      await producer.send(topic, messages(20));
+      await until('all handled', () => handledBy.size === 20);
+      expect(new Set(handledBy.values())).toEqual(new Set(['lives', 'dies']));
+    });
+
+    test('does not wait for an earlier life that died while the group formed', async () => {
+      const topic = await newTopic('died-joining', 2);
+      const producer = await newProducer();
+      let finish: (() => void) | undefined;
+      const handled = new Set<string>();
+      // As long as it handles it does not join again, so that the group goes on forming.
+      const lives = newConsumer(topic, {
+        ...times,
+        instance: 'lives',
+        handle: async ({ messages: [message] }) => {
+          if (message?.key === 'long') await new Promise<void>((resolve) => (finish = resolve));
+          handled.add(String(message?.key));
+        },
+        maxChunk: 1,
+      });
+      await producer.enqueue(topic, { key: 'long', value: 'v' });
+      await until('one is busy', () => finish !== undefined);
+      const handle = async (chunk: Chunk) => {
+        for (const { key } of chunk.messages) handled.add(String(key));
+      };
+      const { die } = await newMortal(topic, { instance: 'dies', handle });
+      const kafka = new Kafka({ ...connection, brokers: [...brokers], logLevel: logLevel.NOTHING }).admin();
+      leftOver.push(() => kafka.disconnect());
+      await kafka.connect();
+      await until('another waits for the group', async () => {
+        const { groups } = await kafka.describeGroups([`group-${topic}`]);
+        const [group] = groups;
+        return group?.state === 'PreparingRebalance' && group.members.length === 2;
+      });
+      die();
+      const again = newConsumer(topic, { ...times, instance: 'dies', handle });
+      finish?.();
+      await until('both have joined', () => share(lives) === 1 && share(again) === 1);
+      await producer.send(topic, messages(20));
+      await until('all handled', () => handled.size === 21);
+    });
   });
 
   test('gets a fresh connection when the old one goes silent', async () => {
