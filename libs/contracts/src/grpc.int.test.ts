@@ -11,8 +11,8 @@ afterEach(async () => {
   for (const close of leftOver.splice(0).toReversed()) await close();
 });
 
-/** A service `Sales` that answers each report, and says how often it was asked. */
-async function startServer() {
+/** A service `Sales` that answers each report when `work` is done, and says how often it was asked. */
+async function startServer(work: () => Promise<unknown> = async () => {}) {
   const definition = loadPackageDefinition(loadSync(PROTO_FILES, LOADER_OPTIONS));
   const services = definition[GRPC_PACKAGE] as unknown as Record<string, { service: ServiceDefinition }>;
   const server = new Server();
@@ -20,9 +20,12 @@ async function startServer() {
   const service = services['Sales']?.service;
   if (!service) throw new Error('there is no service Sales');
   server.addService(service, {
-    report: (_call: unknown, answer: (error: null, reply: object) => void) => {
+    report: (_call: unknown, answer: (error: Error | null, reply?: object) => void) => {
       state.asked += 1;
-      answer(null, {});
+      work().then(
+        () => answer(null, {}),
+        (error: Error) => answer(error),
+      );
     },
   });
   const port = await new Promise<number>((resolve, reject) => {
@@ -69,14 +72,17 @@ function openChannel(...proxies: readonly { readonly address: string }[]): GrpcC
   return channel;
 }
 
-const report = (channel: GrpcChannel) =>
-  channel.call('Report', { saleId: 'any' }, performance.now() + 500).then(
+const ask = (channel: GrpcChannel, withinMs = 500) =>
+  channel.call('Report', { saleId: 'any' }, performance.now() + withinMs);
+
+const report = (channel: GrpcChannel, withinMs?: number) =>
+  ask(channel, withinMs).then(
     () => 'answered',
     (error: unknown) => (error instanceof CallFailed ? error.grpcStatus : 'not sent'),
   );
 
-async function until(what: string, holds: () => Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + 25_000;
+async function until(what: string, holds: () => Promise<boolean>, withinMs = 25_000): Promise<void> {
+  const deadline = performance.now() + withinMs;
   while (!(await holds())) {
     if (performance.now() > deadline) throw new Error(`still not: ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 50));
@@ -92,6 +98,20 @@ describe('GrpcChannel', () => {
     proxy.silenceExisting();
     expect(await report(channel)).not.toBe('answered');
     await until('answered again', async () => (await report(channel)) === 'answered');
+  });
+
+  test('leaves two silent connections, one behind the other, at the same time', async () => {
+    const far = await startServer();
+    const behind = await openProxy(far.port);
+    const onward = openChannel(behind);
+    const near = await startServer(() => ask(onward, 1_500));
+    const before = await openProxy(near.port);
+    const channel = openChannel(before);
+    await until('answered', async () => (await report(channel)) === 'answered');
+    before.silenceExisting();
+    behind.silenceExisting();
+    // Nobody uses the second before the first has been left; found by calls alone, their silences would add up.
+    await until('answered again', async () => (await report(channel, 1_500)) === 'answered', 4_500);
   });
 
   test('leaves a silent instance to itself though the other still answers', async () => {
