@@ -1,9 +1,7 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
-import fastifyStatic from '@fastify/static';
 import { Module, type DynamicModule, type Provider, type Type } from '@nestjs/common';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
-import { SwaggerModule, type OpenAPIObject } from '@nestjs/swagger';
 import { LineClient, OperatorsClient, OrdersClient, SalesClient } from '@flash-sale/contracts';
 import { connectRedis } from '@flash-sale/redis';
 import { meter, startService, type Log, type RunningService } from '@flash-sale/service';
@@ -16,7 +14,7 @@ import type { GatewayEnv } from './env.js';
 import { EventStreams } from './event-streams.js';
 import { answerUnroutable, configureHttp } from './http.js';
 import { AccessTokens, type KeySource } from './identity.js';
-import { openApiDocument } from './openapi.js';
+import { serveDocument } from './openapi-page.js';
 import { OperatorDeadLettersController } from './operator-dead-letters.controller.js';
 import { DegradationLog, OperatorDegradationController } from './operator-degradation.controller.js';
 import { OperatorController } from './operator.controller.js';
@@ -84,13 +82,12 @@ export async function startGateway(
 
   const guard = new CallerGuard(tokens, limits);
   const routes = { shopper: new RouteTable(), operator: new RouteTable() };
-  const document = openApiDocument() as unknown as OpenAPIObject;
   const configure = (table: RouteTable) => async (app: NestFastifyApplication) => {
     configureHttp(app, table, log);
     if (table === routes.shopper) guardDoor(app, door);
     app.getHttpServer().maxConnections = env.MAX_CONNECTIONS;
     app.useGlobalGuards(guard);
-    if (env.DOCS) serveDocument(app, document);
+    if (env.DOCS) serveDocument(app.getHttpAdapter().getInstance());
     if (table === routes.shopper && env.WEB_ROOT !== undefined) await servePage(app, env.WEB_ROOT, log);
   };
   const common = { host: env.HOST, trustedProxyHops: env.TRUSTED_PROXY_HOPS, answerUnroutable };
@@ -180,22 +177,14 @@ function keySourceOf(env: GatewayEnv): KeySource {
   throw new Error('there is no key for access tokens');
 }
 
-/** `/openapi.json`, and `/docs` to read it; the page asks nobody else for anything. */
-function serveDocument(app: NestFastifyApplication, document: OpenAPIObject): void {
-  SwaggerModule.setup('docs', app, document, {
-    raw: ['json'],
-    jsonDocumentUrl: 'openapi.json',
-    customSiteTitle: 'Flash sale API',
-    swaggerOptions: { validatorUrl: null, persistAuthorization: false },
-  });
-}
-
 /** The built page: what has a hash in its name is kept for ever, the page itself is asked for each time. */
 async function servePage(app: NestFastifyApplication, root: string, log: Log): Promise<void> {
   if (!existsSync(join(root, 'index.html'))) {
     log.warn({ root }, 'WEB_ROOT has no index.html: no page is served');
     return;
   }
+  // Where another server has the page, no start loads what would serve it here.
+  const { default: fastifyStatic } = await import('@fastify/static');
   await app.register(fastifyStatic, {
     root,
     // One route for each file, so that every other address is still answered as a problem.

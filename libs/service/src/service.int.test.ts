@@ -266,6 +266,34 @@ describe('a service', () => {
       expect(received).toContain(name);
     }
     expect(received).toContain(Buffer.from(traceId, 'hex').toString('latin1'));
+    // What was imported is instrumented as well: a line of the log says to which trace it belongs.
+    expect(service.lines.find(({ message }) => message === 'slow request begun')).toMatchObject({
+      trace_id: traceId,
+    });
+  });
+
+  test('loads what makes spans only where somebody will see them', async () => {
+    const program = `
+      import { registerHooks } from 'node:module';
+      registerHooks({ load: (url, context, next) => (console.log(url), next(url, context)) });
+      await import(${JSON.stringify(here('../dist/instrumentation.js'))});
+      process.exit();`;
+    const loadedWith = async (variables: Record<string, string>) => {
+      const child = spawn(process.execPath, ['--input-type=module', '-e', program], {
+        env: { PATH: process.env['PATH'], ...variables },
+        stdio: ['ignore', 'pipe', 'inherit'],
+      });
+      started.push(child);
+      let loaded = '';
+      child.stdout.on('data', (bytes: Buffer) => (loaded += bytes.toString()));
+      expect((await once(child, 'close'))[0]).toBe(0);
+      return loaded;
+    };
+    const instrumentation = '@opentelemetry/instrumentation-grpc/';
+    expect(await loadedWith({ OTEL_EXPORTER_OTLP_ENDPOINT: 'http://127.0.0.1:1' })).toContain(
+      instrumentation,
+    );
+    expect(await loadedWith({})).not.toContain(instrumentation);
   });
 
   test('runs as usual with a collector that is not there', async () => {
