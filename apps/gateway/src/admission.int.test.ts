@@ -83,6 +83,7 @@ const request = ({ saleId }: SaleSnapshot, changes: Partial<EntryRequest> = {}):
   saleId,
   shopperId: ShopperId.parse(`s${randomBytes(6).toString('hex')}`),
   address: '127.0.0.1',
+  arrival: {},
   key: IdempotencyKey.parse('k'),
   quantity: 1,
   challenge: '',

@@ -23,6 +23,8 @@ export interface EntryRequest {
   /** Whether the shopper shows a ticket: then there is a place in a line to be looked up. */
   readonly hasTicket: boolean;
   readonly context: item.ItemContext;
+  /** What stood at the door for it. */
+  readonly arrival: object;
 }
 
 export type Admission =
@@ -60,7 +62,7 @@ export class Admissions {
       const refused = rate.outcome === 'beyond' ? limited(rate) : ({ outcome: 'refused', code } as const);
       return this.mayBeKnown(sale, request, code) ? this.knownOr(sale, attemptId, request, refused) : refused;
     }
-    if (!this.door.pass()) {
+    if (!this.door.pass(request.arrival)) {
       const retryAfterSeconds = this.door.retryAfterSeconds();
       return { outcome: 'refused', code: 'unavailable', retryAfterSeconds };
     }

@@ -1,4 +1,6 @@
-import { meter } from '@flash-sale/service';
+import type { IncomingMessage, ServerResponse } from 'node:http';
+import { meter, type EarlyAnswer } from '@flash-sale/service';
+import { preparedProblem } from './problems.js';
 
 export interface DoorOptions {
   /**
@@ -11,9 +13,13 @@ export interface DoorOptions {
   readonly now?: () => number;
 }
 
+/** The call that opens the door. */
+const ENTRIES = { route: '/v1/sales/:saleId/entries', before: '/v1/sales/', after: '/entries' } as const;
 /** So much of a second's entries may come at one moment. */
 const BURST_SHARE = 0.1;
 const RETRY_AFTER_MAX_SECONDS = 5;
+/** Longer than that nobody keeps room without going on, e.g. by sending their body slowly; they may take it anew. */
+const STAY_MS = 500;
 
 /**
  * Where new entries wait for nothing: there is room for one more, or it is refused before anything is spent on it. Who is
@@ -25,6 +31,8 @@ export class Door {
   private readonly now: () => number;
   private room: number;
   private filledMs: number;
+  /** Who entered and has neither passed nor left, and since when; the oldest first. */
+  private readonly inside = new Map<object, number>();
   private refusedSoFar = 0;
   private readonly refusals = meter().createCounter('entries.refused', {
     description: 'New entries refused for want of room, before they cost anything',
@@ -43,22 +51,27 @@ export class Door {
     return this.refusedSoFar;
   }
 
-  /** Whether an entry that comes now can only be refused; if so, it is counted as that. */
-  isShut(): boolean {
-    if (!this.options.behind.some((service) => service.isFull()) && this.hasRoom()) return false;
-    this.refuse();
+  /**
+   * Takes the room for an entry that comes now, before anything else is known of it; false where it can only be refused.
+   * Whoever entered must {@link leave}, or the room of those who never get as far as the line would be lost.
+   *
+   * @param arrival stands for the entry
+   */
+  enter(arrival: object): boolean {
+    if (this.options.behind.some((service) => service.isFull())) return this.refuse();
+    if (!this.take()) return this.refuse();
+    if (this.perMs > 0) this.inside.set(arrival, this.filledMs);
     return true;
   }
 
-  /** Takes the room for one entry; false where there is none. */
-  pass(): boolean {
-    if (this.perMs === 0) return true;
-    if (!this.hasRoom()) {
-      this.refuse();
-      return false;
-    }
-    this.room -= 1;
-    return true;
+  /** The entry goes on to the line, and so its room is used. False where it did not enter and there is none. */
+  pass(arrival: object): boolean {
+    return this.inside.delete(arrival) || this.take() || this.refuse();
+  }
+
+  /** The entry is over; the room that it did not use is there for others. */
+  leave(arrival: object): void {
+    if (this.inside.delete(arrival)) this.room = Math.min(this.burst, this.room + 1);
   }
 
   /** Seconds; spread, so that those who were refused together do not come together again. */
@@ -66,16 +79,48 @@ export class Door {
     return 1 + Math.floor(Math.random() * RETRY_AFTER_MAX_SECONDS);
   }
 
-  private hasRoom(): boolean {
+  private take(): boolean {
     if (this.perMs === 0) return true;
     const nowMs = this.now();
     this.room = Math.min(this.burst, this.room + (nowMs - this.filledMs) * this.perMs);
     this.filledMs = nowMs;
-    return this.room >= 1;
+    for (const [arrival, enteredMs] of this.inside) {
+      if (nowMs - enteredMs < STAY_MS) break;
+      this.leave(arrival);
+    }
+    if (this.room < 1) return false;
+    this.room -= 1;
+    return true;
   }
 
-  private refuse(): void {
+  private refuse(): false {
     this.refusedSoFar += 1;
     this.refusals.add(1);
+    return false;
   }
+}
+
+/**
+ * Refuses new entries before identity, limits and body: what can only be refused should cost next to nothing. An address that
+ * is spelled in another way reaches the same call, and its room is taken there.
+ */
+export function refuseEntries(
+  door: Door,
+): (request: IncomingMessage, response: ServerResponse) => EarlyAnswer | null {
+  const answerAfter = preparedProblem('unavailable', ENTRIES.route);
+  return (request, response) => {
+    if (request.method !== 'POST' || !isEntries(request.url ?? '')) return null;
+    if (!door.enter(request)) return answerAfter(door.retryAfterSeconds());
+    response.once('close', () => door.leave(request));
+    return null;
+  };
+}
+
+function isEntries(url: string): boolean {
+  const { before, after } = ENTRIES;
+  return (
+    url.startsWith(before) &&
+    url.endsWith(after) &&
+    url.indexOf('/', before.length) === url.length - after.length
+  );
 }

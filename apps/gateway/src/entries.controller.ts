@@ -42,6 +42,7 @@ export class EntriesController {
       challenge: body.challenge ?? '',
       hasTicket: ticket !== undefined,
       context,
+      arrival: request.raw,
     });
     const entry = entryOf(admission);
     void reply

@@ -9,7 +9,7 @@ import { Admissions } from './admission.js';
 import { CallerGuard } from './caller.guard.js';
 import { EntriesController } from './entries.controller.js';
 import { Degradation } from './degradation.js';
-import { Door } from './door.js';
+import { Door, refuseEntries } from './door.js';
 import type { GatewayEnv } from './env.js';
 import { EventStreams } from './event-streams.js';
 import { answerUnroutable, configureHttp } from './http.js';
@@ -19,7 +19,6 @@ import { OperatorDeadLettersController } from './operator-dead-letters.controlle
 import { DegradationLog, OperatorDegradationController } from './operator-degradation.controller.js';
 import { OperatorController } from './operator.controller.js';
 import { OrdersController, WebhookSecret } from './orders.controller.js';
-import { Refusal } from './problems.js';
 import { RateLimits } from './rate-limits.js';
 import { RouteTable } from './route-table.js';
 import { DevLogin, SalesController } from './sales.controller.js';
@@ -84,7 +83,6 @@ export async function startGateway(
   const routes = { shopper: new RouteTable(), operator: new RouteTable() };
   const configure = (table: RouteTable) => async (app: NestFastifyApplication) => {
     configureHttp(app, table, log);
-    if (table === routes.shopper) guardDoor(app, door);
     app.getHttpServer().maxConnections = env.MAX_CONNECTIONS;
     app.useGlobalGuards(guard);
     if (env.DOCS) serveDocument(app.getHttpAdapter().getInstance());
@@ -116,6 +114,7 @@ export async function startGateway(
           ],
         ),
         configure: configure(routes.shopper),
+        refuseEarly: refuseEntries(door),
       },
       {
         ...common,
@@ -149,19 +148,6 @@ export async function startGateway(
     ...(exit && { exit }),
   });
   return { ...service, routes };
-}
-
-/** Before identity, limits and body: what can only be refused should cost next to nothing. */
-function guardDoor(app: NestFastifyApplication, door: Door): void {
-  app
-    .getHttpAdapter()
-    .getInstance()
-    .addHook('onRequest', (request, _reply, done) => {
-      const isEntry = request.method === 'POST' && request.routeOptions.url === '/v1/sales/:saleId/entries';
-      if (isEntry && door.isShut())
-        done(new Refusal('unavailable', { retryAfterSeconds: door.retryAfterSeconds() }));
-      else done();
-    });
 }
 
 function withProviders(module: Type, controllers: Type[], providers: Provider[]): DynamicModule {

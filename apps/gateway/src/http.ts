@@ -5,7 +5,14 @@ import { problemForStatus, problemOf } from '@flash-sale/contracts';
 import { requestIdFrom, type Log } from '@flash-sale/service';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import { CALLS } from './openapi-calls.js';
-import { ProblemFilter, Refusal, problemDocument, sendProblem, type FieldFault } from './problems.js';
+import {
+  PLAIN_HEADERS,
+  ProblemFilter,
+  Refusal,
+  problemDocument,
+  sendProblem,
+  type FieldFault,
+} from './problems.js';
 import { readJson } from './read-json.js';
 import type { RouteTable } from './route-table.js';
 
@@ -55,7 +62,7 @@ export function configureHttp(app: NestFastifyApplication, routes: RouteTable, l
   );
   app.useBodyParser('application/json', { bodyLimit: MAX_BODY_BYTES }, parseBody);
   fastify.addHook('onRequest', (request, reply, done) => {
-    void reply.header('x-content-type-options', 'nosniff').header('referrer-policy', 'no-referrer');
+    void reply.headers(PLAIN_HEADERS);
     done(faultOf(request) ?? undefined);
   });
   const server = app.getHttpServer();
@@ -149,9 +156,6 @@ function answerBrokenRequest(error: NodeJS.ErrnoException, socket: Socket): void
 
 /** An address that cannot be decoded, or a part of it that is longer than any id. */
 export function answerUnroutable(request: FastifyRequest, reply: FastifyReply): void {
-  void reply
-    .header('x-request-id', request.id)
-    .header('x-content-type-options', 'nosniff')
-    .header('referrer-policy', 'no-referrer');
+  void reply.header('x-request-id', request.id).headers(PLAIN_HEADERS);
   sendProblem(request, reply, 'malformed', { detail: 'The address cannot be read.' });
 }

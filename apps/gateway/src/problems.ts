@@ -7,7 +7,7 @@ import {
   readProblem,
   type ProblemCode,
 } from '@flash-sale/contracts';
-import { meter, type Log } from '@flash-sale/service';
+import { meter, type EarlyAnswer, type Log } from '@flash-sale/service';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { RouteTable } from './route-table.js';
 
@@ -76,6 +76,15 @@ export function problemDocument(
   };
 }
 
+/** What every answer carries. */
+export const PLAIN_HEADERS = {
+  'x-content-type-options': 'nosniff',
+  'referrer-policy': 'no-referrer',
+} as const;
+const PROBLEM_HEADERS = {
+  'cache-control': 'no-store',
+  'content-type': 'application/problem+json; charset=utf-8',
+} as const;
 const problems = meter().createCounter('http_problems', { description: 'Refused requests, by code' });
 
 /** Answers with a problem. */
@@ -96,9 +105,37 @@ export function sendProblem(
   if (status === 401) void reply.header('www-authenticate', 'Bearer');
   void reply
     .status(status)
-    .header('cache-control', 'no-store')
-    .header('content-type', 'application/problem+json; charset=utf-8')
+    .headers(PROBLEM_HEADERS)
     .send(JSON.stringify(problemDocument(code, request.id, more)));
+}
+
+/**
+ * The same answer for whoever is refused before there is a request of the framework: all but the request id is put together
+ * once. Gives the answer by its `Retry-After`, seconds.
+ */
+export function preparedProblem(
+  code: ProblemCode,
+  route: string,
+): (retryAfterSeconds: number) => EarlyAnswer {
+  const { status } = problemOf(code);
+  const [before = '', after = ''] = JSON.stringify(problemDocument(code, '\0')).split(JSON.stringify('\0'));
+  // A request id has no character that JSON would write in another way.
+  const body = (requestId: string) => `${before}"${requestId}"${after}`;
+  const made = new Map<number, EarlyAnswer>();
+  return (retryAfterSeconds) => {
+    problems.add(1, { code });
+    const known = made.get(retryAfterSeconds);
+    if (known) return known;
+    const headers = [...Object.entries(PLAIN_HEADERS), ...Object.entries(PROBLEM_HEADERS)].flat();
+    const answer = {
+      status,
+      route,
+      headers: [...headers, 'retry-after', String(retryAfterSeconds)],
+      body,
+    };
+    made.set(retryAfterSeconds, answer);
+    return answer;
+  };
 }
 
 /**

@@ -1,4 +1,5 @@
-import { context } from '@opentelemetry/api';
+import { createServer, type IncomingMessage, type ServerResponse } from 'node:http';
+import { context, type Histogram } from '@opentelemetry/api';
 import { RPCType, getRPCMetadata } from '@opentelemetry/core';
 import { NestFactory } from '@nestjs/core';
 import { FastifyAdapter, type NestFastifyApplication } from '@nestjs/platform-fastify';
@@ -21,6 +22,21 @@ export interface HttpOptions {
   readonly configure?: (app: NestFastifyApplication) => void | Promise<void>;
   /** Answers a request whose address the router cannot even read: no hook and no filter sees it. */
   readonly answerUnroutable?: (request: FastifyRequest, reply: FastifyReply) => void;
+  /**
+   * Looks at a request as soon as its headers are read: what can only be refused costs no router, no hook and no body. Null
+   * lets it go on. Requests with a large body, or one of unknown length, always go on.
+   */
+  readonly refuseEarly?: (request: IncomingMessage, response: ServerResponse) => EarlyAnswer | null;
+}
+
+/** An answer that was made before; only its request id is not. */
+export interface EarlyAnswer {
+  readonly status: number;
+  /** The pattern of the address, as a label of few values. */
+  readonly route: string;
+  /** Names and values in turn, without `x-request-id`, `content-length` and `connection`. */
+  readonly headers: readonly string[];
+  readonly body: (requestId: string) => string;
 }
 
 export interface HttpServer {
@@ -31,6 +47,8 @@ export interface HttpServer {
   /** Takes no new connections; resolves when every request that had begun is answered. */
   close(): Promise<void>;
 }
+
+type Serve = (request: IncomingMessage, response: ServerResponse) => void;
 
 const BODY_LIMIT_BYTES = 64 * 1024;
 const MAX_HEADER_BYTES = 16 * 1024;
@@ -45,16 +63,25 @@ export async function startHttp(
   log: Log,
   isDraining: () => boolean,
 ): Promise<HttpServer> {
+  const durations = meter().createHistogram('http.server.request.duration', {
+    unit: 's',
+    description: 'How long requests took, by route and status',
+  });
+  const { refuseEarly } = options;
   const adapter = new FastifyAdapter({
     bodyLimit: BODY_LIMIT_BYTES,
-    requestTimeout: REQUEST_TIMEOUT_MS,
-    keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
-    http: {
-      maxHeaderSize: MAX_HEADER_BYTES,
-      headersTimeout: HEADERS_TIMEOUT_MS,
-      // How often the two time-outs are looked at; by default only each 30 s.
-      connectionsCheckingInterval: 1_000,
-    },
+    serverFactory: (serve: Serve) =>
+      createServer(
+        {
+          maxHeaderSize: MAX_HEADER_BYTES,
+          headersTimeout: HEADERS_TIMEOUT_MS,
+          requestTimeout: REQUEST_TIMEOUT_MS,
+          keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
+          // How often the two time-outs are looked at; by default only each 30 s.
+          connectionsCheckingInterval: 1_000,
+        },
+        refuseEarly ? refusing(serve, refuseEarly, durations, isDraining) : serve,
+      ),
     trustProxy: (_address: string, hop: number) => hop < (options.trustedProxyHops ?? 0),
     genReqId: (request: { headers: Record<string, unknown> }) =>
       requestIdFrom(request.headers['x-request-id']),
@@ -70,7 +97,7 @@ export async function startHttp(
     logger: nestLog(log),
     abortOnError: false,
   });
-  observe(app, log, isDraining);
+  observe(app, log, durations, isDraining);
   await options.configure?.(app);
   await app.listen(options.port, options.host ?? '0.0.0.0');
   const { port } = app.getHttpServer().address() as AddressInfo;
@@ -78,8 +105,54 @@ export async function startHttp(
   return { name: options.name, app, port, close: () => app.close() };
 }
 
+/** What {@link HttpOptions.refuseEarly} refuses is answered here; everything else is served. */
+function refusing(
+  serve: Serve,
+  refuse: NonNullable<HttpOptions['refuseEarly']>,
+  durations: Histogram,
+  isDraining: () => boolean,
+) {
+  return (request: IncomingMessage, response: ServerResponse): void => {
+    const startedMs = performance.now();
+    const answer = hasSmallBody(request) ? refuse(request, response) : null;
+    if (!answer) {
+      serve(request, response);
+      return;
+    }
+    const requestId = requestIdFrom(request.headers['x-request-id']);
+    const body = answer.body(requestId);
+    const { status, route, headers } = answer;
+    // Node reads what is left of the body once the answer is written, so the connection serves the next request.
+    response.writeHead(status, [
+      ...headers,
+      'x-request-id',
+      requestId,
+      'content-length',
+      String(Buffer.byteLength(body)),
+      ...(isDraining() ? ['connection', 'close'] : []),
+    ]);
+    response.end(body);
+    durations.record((performance.now() - startedMs) / 1_000, {
+      'http.request.method': request.method ?? '',
+      'http.route': route,
+      'http.response.status_code': status,
+    });
+  };
+}
+
+function hasSmallBody({ headers }: IncomingMessage): boolean {
+  return (
+    headers['transfer-encoding'] === undefined && Number(headers['content-length'] ?? 0) <= BODY_LIMIT_BYTES
+  );
+}
+
 /** Request id, route, duration, a log line for our own failures, and the end of connections while draining. */
-function observe(app: NestFastifyApplication, log: Log, isDraining: () => boolean): void {
+function observe(
+  app: NestFastifyApplication,
+  log: Log,
+  durations: Histogram,
+  isDraining: () => boolean,
+): void {
   const fastify = app.getHttpAdapter().getInstance();
   fastify.addHook('onRequest', (request, reply, done) => {
     reply.header('x-request-id', request.id);
@@ -92,10 +165,6 @@ function observe(app: NestFastifyApplication, log: Log, isDraining: () => boolea
   fastify.addHook('onSend', (_request, reply, _payload, done) => {
     if (isDraining()) reply.header('connection', 'close');
     done();
-  });
-  const durations = meter().createHistogram('http.server.request.duration', {
-    unit: 's',
-    description: 'How long requests took, by route and status',
   });
   fastify.addHook('onResponse', (request, reply, done) => {
     // How long an event stream was open says nothing about how fast we are.
