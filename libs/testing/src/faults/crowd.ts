@@ -6,6 +6,7 @@ import { finished } from 'node:stream/promises';
 import { DELIVERY, SKU_ID } from '../caller.js';
 import { sleep } from '../waiting.js';
 import { Balancer } from './balancer.js';
+import { RushThread, type RushAnswer } from './rush.js';
 import { diceOf, type Dice } from './seeded.js';
 
 export interface CrowdOptions {
@@ -37,6 +38,18 @@ export interface Exchange {
   readonly gateway: string;
 }
 
+/** A step of load that was made ready. */
+export interface Rush {
+  start(): void;
+  /** Ends it; resolves when everybody has been answered. */
+  stop(): Promise<{
+    /** Of the rush's own thread: 99th percentile, ms. */
+    readonly lagMs: number;
+    /** How much later than they were to come people were sent, ms; it is part of their latency. */
+    readonly lateness: Quantiles;
+  }>;
+}
+
 /** Which exchanges are meant; what is not given does not matter. */
 export interface Which {
   readonly op?: Operation;
@@ -62,14 +75,16 @@ interface Accepted {
 
 const CLIENT_DEADLINE_MS = 6_000;
 /** People under way at once; arrivals beyond that are turned away at the door, and counted. */
-const MOST_UNDERWAY = { buyers: 400, seekers: 150, rushers: 1_500 };
+const MOST_UNDERWAY = { buyers: 400, seekers: 150 };
 const MOST_CONNECTIONS = 1_000;
 /** How long somebody repeats one request whose outcome is unknown. */
 const PATIENCE_MS = 90_000;
 const TICK_MS = 20;
-/** Who comes: to buy, to try at the scarce sale, or with a rush. */
-const KINDS = ['buyers', 'seekers', 'rushers'] as const;
+/** Who comes: to buy, or to try at the scarce sale. */
+const KINDS = ['buyers', 'seekers'] as const;
 type Kind = (typeof KINDS)[number];
+const ENTRY_BODY = { quantity: 1 };
+const FIRST_KEY = 'visit-1';
 /** One in so many requests is sent twice at once, as by a double click. */
 const DOUBLE_CLICK = 0.1;
 
@@ -89,8 +104,10 @@ export class Crowd {
   private readonly sending = new Set<{ readonly sentMs: number }>();
   private readonly dice: Dice;
   private readonly log: WriteStream;
+  private readonly digests = new Map<object, string>();
   private readonly rates: Record<Kind, number>;
-  private readonly underway: Record<Kind, number> = { buyers: 0, seekers: 0, rushers: 0 };
+  private readonly underway: Record<Kind | 'rushers', number> = { buyers: 0, seekers: 0, rushers: 0 };
+  private rushThread: RushThread | null = null;
   private readonly lag = monitorEventLoopDelay({ resolution: 10 });
   private people = 0;
   private timer: NodeJS.Timeout | undefined;
@@ -100,7 +117,7 @@ export class Crowd {
 
   constructor(private readonly options: CrowdOptions) {
     this.dice = diceOf(options.seed, 'crowd');
-    this.rates = { buyers: options.buyersPerSecond, seekers: options.seekersPerSecond, rushers: 0 };
+    this.rates = { buyers: options.buyersPerSecond, seekers: options.seekersPerSecond };
     this.balancer = new Balancer(options.gateways, MOST_CONNECTIONS);
     this.log = createWriteStream(options.logFile, { flags: 'a' });
   }
@@ -108,7 +125,7 @@ export class Crowd {
   async start(): Promise<void> {
     await this.balancer.start();
     this.lag.enable();
-    const due: Record<Kind, number> = { buyers: 0, seekers: 0, rushers: 0 };
+    const due: Record<Kind, number> = { buyers: 0, seekers: 0 };
     let last = performance.now();
     this.timer = setInterval(() => {
       const now = performance.now();
@@ -122,11 +139,56 @@ export class Crowd {
   }
 
   /**
-   * So many more people a second come to the plentiful sale, who leave for good when they are refused: a step of load that
-   * does not grow by itself. 0 ends it.
+   * Gets ready so many people more a second, who come to the plentiful sale and leave for good when they are refused: a step
+   * of load that does not grow by itself. They all go to the first gateway. Nobody comes before its `start`.
    */
-  rush(perSecond: number): void {
-    this.rates.rushers = perSecond;
+  prepareRush(perSecond: number, seconds: number): Rush {
+    const rushers = Array.from({ length: perSecond * seconds }, (_, index) => {
+      const id = `rushers-${this.people + index + 1}`;
+      return { id, authorization: `Bearer ${this.options.accessToken(id)}` };
+    });
+    this.people += rushers.length;
+    const [gateway] = this.options.gateways;
+    if (!gateway) throw new Error('a crowd has at least one gateway');
+    const { shopUrl } = gateway;
+    const latenessMs: number[] = [];
+    const thread = new RushThread(
+      {
+        shopUrl,
+        path: `/v1/sales/${this.options.saleId}/entries`,
+        idempotencyKey: FIRST_KEY,
+        body: JSON.stringify(ENTRY_BODY),
+        perSecond,
+        deadlineMs: CLIENT_DEADLINE_MS,
+        rushers,
+      },
+      (answers) => {
+        for (const answer of answers) {
+          latenessMs.push(answer.sentMs - answer.dueMs);
+          this.meetRusher(answer, shopUrl);
+        }
+      },
+    );
+    this.rushThread = thread;
+    // Windows wait for the whole rush, since nobody here knows who of it is under way.
+    const underway = { sentMs: Infinity };
+    return {
+      start: () => {
+        underway.sentMs = performance.now();
+        this.sending.add(underway);
+        thread.start();
+      },
+      stop: async () => {
+        thread.stop();
+        try {
+          const { turnedAway, lagMs } = await thread.ended;
+          this.turnedAway += turnedAway;
+          return { lagMs, lateness: quantilesOf(latenessMs) };
+        } finally {
+          this.sending.delete(underway);
+        }
+      },
+    };
   }
 
   // ── What others look at ───────────────────────────────────────────────────────────────────────────────────────────
@@ -184,18 +246,18 @@ export class Crowd {
   async finish(soldOut: () => Promise<boolean>, withinMs: number): Promise<void> {
     const giveUpAtMs = performance.now() + withinMs;
     this.rates.buyers = 0;
-    this.rates.rushers = 0;
     this.closing = true;
     while (!(await soldOut()) && performance.now() < giveUpAtMs) await sleep(300);
     clearInterval(this.timer);
     this.gaveUpAtMs = giveUpAtMs;
-    const anybody = () => KINDS.some((kind) => this.underway[kind] > 0);
+    const anybody = () => Object.values(this.underway).some((count) => count > 0);
     while (anybody() && performance.now() < giveUpAtMs + 8_000) await sleep(50);
   }
 
   async stop(): Promise<void> {
     clearInterval(this.timer);
     this.gaveUpAtMs = 0;
+    await this.rushThread?.terminate();
     this.balancer.stop();
     this.lag.disable();
     this.log.end();
@@ -213,17 +275,39 @@ export class Crowd {
     this.underway[kind] += 1;
     const saleId = kind === 'seekers' ? this.options.scarceSaleId : this.options.saleId;
     const id = `${kind}-${this.people}`;
-    void this.visit(new Visitor(this.options.accessToken(id), id, saleId), kind).finally(() => {
+    void this.visit(new Visitor(`Bearer ${this.options.accessToken(id)}`, id, saleId), kind).finally(() => {
       this.underway[kind] -= 1;
     });
   }
 
-  private async visit(visitor: Visitor, kind: Kind): Promise<void> {
+  /** Takes down what the thread has seen; who was let in goes on here. */
+  private meetRusher({ rusher, dueMs, sentMs, endedMs, ...seen }: RushAnswer, gateway: string): void {
+    const visitor = new Visitor(rusher.authorization, rusher.id, this.options.saleId);
+    visitor.key = FIRST_KEY;
+    const { http, text, retryAfter, contentType } = seen;
+    const answer =
+      http === 0
+        ? { http, code: text, body: {}, retryAfter, contentType }
+        : readAnswer(http, { retryAfter, contentType }, text);
+    const epochMs = performance.timeOrigin;
+    const times = { sentMs: sentMs - epochMs, endedMs: endedMs - epochMs };
+    // Whoever was to come at a moment has waited from then on, whether or not their thread had time for them.
+    this.note(visitor, 'entry', answer, gateway, { ...times, sentMs: dueMs - epochMs });
+    this.record(visitor, 'entry', ENTRY_BODY, answer, times);
+    if (typeof answer.body['entryId'] !== 'string') return;
+    this.underway.rushers += 1;
+    void this.visit(visitor, 'rushers', answer).finally(() => {
+      this.underway.rushers -= 1;
+    });
+  }
+
+  private async visit(visitor: Visitor, kind: Kind | 'rushers', first?: Answered): Promise<void> {
     // A hold may end before its order got through; then the shopper starts over, under a new key.
     for (let attempt = 1; attempt <= 3; attempt += 1) {
-      visitor.key = `visit-${attempt}`;
+      visitor.key = attempt === 1 ? FIRST_KEY : `visit-${attempt}`;
       const enter = () => this.enter(visitor);
-      const entry = await (kind === 'rushers' ? enter() : this.persist(enter));
+      const entry =
+        attempt === 1 && first ? first : await (kind === 'rushers' ? enter() : this.persist(enter));
       if (!entry || typeof entry.body['entryId'] !== 'string') return;
       visitor.attemptId = entry.body['entryId'];
       const token = entry.body['purchaseToken'];
@@ -234,7 +318,7 @@ export class Crowd {
   }
 
   /** @returns false when the hold was over before it could be used */
-  private async use(visitor: Visitor, purchaseToken: string, kind: Kind): Promise<boolean> {
+  private async use(visitor: Visitor, purchaseToken: string, kind: Kind | 'rushers'): Promise<boolean> {
     const roll = this.dice();
     const means = this.closing || kind !== 'seekers';
     if (roll < (means ? 0.02 : 0.35)) {
@@ -290,7 +374,7 @@ export class Crowd {
 
   private enter(visitor: Visitor): Promise<Answered> {
     const path = `/v1/sales/${visitor.saleId}/entries`;
-    return this.send(visitor, 'entry', 'POST', path, { quantity: 1 }, visitor.key);
+    return this.send(visitor, 'entry', 'POST', path, ENTRY_BODY, visitor.key);
   }
 
   /** Repeats a call while its outcome is unknown or the suite asks to come back; null when patience is over. */
@@ -318,7 +402,6 @@ export class Crowd {
     const backend = this.balancer.next();
     backend.sent += 1;
     const sentMs = performance.now();
-    const sentAtMs = Date.now();
     const underway = { sentMs };
     this.sending.add(underway);
     const answer = await new Promise<Answered>((resolve) => {
@@ -341,7 +424,13 @@ export class Crowd {
           response.on('data', (chunk: Buffer) => chunks.push(chunk));
           response.on('error', (error) => resolve(noAnswer(error)));
           response.on('end', () =>
-            resolve(readAnswer(response.statusCode ?? 0, response.headers, Buffer.concat(chunks).toString())),
+            resolve(
+              readAnswer(
+                response.statusCode ?? 0,
+                headersOf(response.headers),
+                Buffer.concat(chunks).toString(),
+              ),
+            ),
           );
         },
       );
@@ -355,20 +444,20 @@ export class Crowd {
       asking.end(text);
     });
     this.sending.delete(underway);
-    const { http, code } = answer;
-    const { saleId } = visitor;
-    this.exchanges.push({
-      op,
-      saleId,
-      sentMs,
-      endedMs: performance.now(),
-      http,
-      code,
-      state: textOf(answer.body['state']),
-      gateway: backend.shopUrl,
-    });
-    this.record(visitor, op, body, answer, sentAtMs);
+    const times = { sentMs, endedMs: performance.now() };
+    this.note(visitor, op, answer, backend.shopUrl, times);
+    this.record(visitor, op, body, answer, times);
     return answer;
+  }
+
+  private note(
+    { saleId }: Visitor,
+    op: Operation,
+    { http, code, body }: Answered,
+    gateway: string,
+    times: { readonly sentMs: number; readonly endedMs: number },
+  ): void {
+    this.exchanges.push({ op, saleId, ...times, http, code, state: textOf(body['state']), gateway });
   }
 
   /** One line in the form that the auditor's `--log` describes. */
@@ -377,7 +466,7 @@ export class Crowd {
     op: Operation,
     body: object | undefined,
     answer: Answered,
-    sentMs: number,
+    { sentMs, endedMs }: { readonly sentMs: number; readonly endedMs: number },
   ): void {
     const { state, purchaseToken, unitPrice, entryId, orderId } = answer.body;
     const line = {
@@ -389,19 +478,28 @@ export class Crowd {
       skuId: SKU_ID,
       quantity: 1,
       key: visitor.key,
-      sentMs,
-      receivedMs: Date.now(),
+      sentMs: Math.floor(performance.timeOrigin + sentMs),
+      receivedMs: Math.ceil(performance.timeOrigin + endedMs),
       http: answer.http,
       code: answer.http === 0 ? '' : answer.code,
       state: textOf(state),
       deadlineMs: CLIENT_DEADLINE_MS,
       contentType: answer.contentType,
       ...(answer.retryAfter === undefined ? {} : { retryAfter: answer.retryAfter }),
-      ...(body === undefined ? {} : { bodyHash: digestOf(op === 'order' ? DELIVERY : body) }),
+      ...(body === undefined ? {} : { bodyHash: this.digestOf(op === 'order' ? DELIVERY : body) }),
       ...(typeof purchaseToken === 'string' ? { purchaseToken } : {}),
       ...(typeof unitPrice === 'number' ? { unitPrice } : {}),
     };
     if (!this.log.writableEnded) this.log.write(`${JSON.stringify(line)}\n`);
+  }
+
+  /** Most bodies are the same object. */
+  private digestOf(body: object): string {
+    const known = this.digests.get(body);
+    if (known !== undefined) return known;
+    const digest = createHash('sha256').update(JSON.stringify(body)).digest('base64url');
+    if (body === ENTRY_BODY || body === DELIVERY) this.digests.set(body, digest);
+    return digest;
   }
 }
 
@@ -518,17 +616,14 @@ export class Seen {
 }
 
 class Visitor {
-  readonly authorization: string;
   key = '';
   attemptId = '';
 
   constructor(
-    accessToken: string,
+    readonly authorization: string,
     readonly id: string,
     readonly saleId: string,
-  ) {
-    this.authorization = `Bearer ${accessToken}`;
-  }
+  ) {}
 }
 
 interface Answered {
@@ -539,8 +634,16 @@ interface Answered {
   readonly contentType: string;
 }
 
-function readAnswer(http: number, headers: IncomingHttpHeaders, text: string): Answered {
-  const read = { http, retryAfter: headers['retry-after'], contentType: headers['content-type'] ?? '' };
+function headersOf(headers: IncomingHttpHeaders): Pick<Answered, 'retryAfter' | 'contentType'> {
+  return { retryAfter: headers['retry-after'], contentType: headers['content-type'] ?? '' };
+}
+
+function readAnswer(
+  http: number,
+  headers: Pick<Answered, 'retryAfter' | 'contentType'>,
+  text: string,
+): Answered {
+  const read = { http, ...headers };
   try {
     const body = (text === '' ? {} : JSON.parse(text)) as Readonly<Record<string, unknown>>;
     return { ...read, body, code: http >= 400 ? textOf(body['code']) : '' };
@@ -551,10 +654,6 @@ function readAnswer(http: number, headers: IncomingHttpHeaders, text: string): A
 
 function textOf(value: unknown): string {
   return typeof value === 'string' ? value : '';
-}
-
-function digestOf(body: object): string {
-  return createHash('sha256').update(JSON.stringify(body)).digest('base64url');
 }
 
 function noAnswer(error: NodeJS.ErrnoException): Answered {

@@ -1,10 +1,11 @@
+import { setPriority } from 'node:os';
 import { spawn } from 'node:child_process';
 import { KafkaAdmin, SupervisedProducer } from '@flash-sale/kafka';
 import { requireFaketime } from '@flash-sale/stack';
 import { sleep, until } from '../waiting.js';
 import { SERVICES, type ServiceName, type World } from '../world.js';
 import type { Seen } from './crowd.js';
-import { mustHardlyShow } from './measure.js';
+import { mustNotShow } from './measure.js';
 import type { Scenario, Stage, WorldNeeds } from './scenario.js';
 
 /** Two of a service, and time for its balancer to notice. */
@@ -367,25 +368,30 @@ export const processRows: readonly Scenario[] = [
     world: { env: { MAX_ENTRIES_PER_SECOND: '200' } },
     crowd: { buyersPerSecond: 180, seekersPerSecond: 5 },
     async run({ world, crowd, expect, note, undo }) {
-      undo('end the rush', () => crowd.rush(0));
+      const rush = crowd.prepareRush(1_800, 15);
+      undo('end the rush', () => rush.stop());
       const processes = SERVICES.map((name) => world.processId(name));
+      // Elsewhere a gateway does not share its processors with what stands behind it. This is as near as one machine comes.
+      for (const [index, pid] of processes.entries())
+        if (pid !== undefined && SERVICES[index] !== 'gateway') setPriority(pid, 10);
       const before = crowd.window();
       await sleep(10_000);
       const calm = before.soFar();
-      crowd.rush(1_800);
       // The first second of a step is when everything adapts; it counts like every other.
       const during = crowd.window();
+      rush.start();
       await sleep(15_000);
-      crowd.rush(0);
-      const step = await during.end();
+      const [step, own] = await Promise.all([during.end(), rush.stop()]);
       const perSecond = (seen: Seen) => Math.round((1_000 * seen.accepted) / seen.durationMs);
       const [usual, kept] = [perSecond(calm), perSecond(step)];
       const refused = step.latencyMs({ op: 'entry', http: 503 });
       const offered = Math.round((1_000 * step.count({ op: 'entry' })) / step.durationMs);
       note(`${usual} orders a second before, ${kept} during the step, ${offered} entries a second offered`);
       note(
-        `refusals took p50 ${refused.p50} ms, p99 ${refused.p99} ms, the crowd's own loop up to ${crowd.lagMs} ms of it`,
+        `refusals took p50 ${refused.p50} ms, p99 ${refused.p99} ms from when they were to be asked for; the askers were late by p50 ${own.lateness.p50} ms, p99 ${own.lateness.p99} ms of it`,
       );
+      note(`timers were late by p99 ${own.lagMs} ms among the askers, ${crowd.lagMs} ms in the crowd`);
+      expect(offered >= 1_900, 'the step is offered whole', offered);
       expect(refused.count > 0, 'the step is beyond the capacity', step.answers);
       expect(kept >= 0.9 * usual, 'nine tenths of the useful answers are kept', { usual, kept });
       expect(refused.p50 < 20, 'a refusal takes less than 20 ms', refused);
@@ -406,7 +412,8 @@ export const processRows: readonly Scenario[] = [
       await sleep(30_000);
       world.names?.fallSilent(false);
       const seen = await during.end();
-      mustHardlyShow(seen, expect);
+      // Known addresses are kept while nobody answers, so this is exact; what comes next is judged by the shares.
+      mustNotShow(seen, expect);
       await Promise.all([1, 2, 3].map((index) => world.startService('inventory', index)));
       const scaledMs = performance.now();
       let shares: number[] = [];
@@ -453,7 +460,9 @@ function rollingRestart(name: ServiceName): Scenario {
       const refused = seen.count({ http: 503 });
       note(`${seen.count()} requests, ${seen.cut} cut, ${refused} answered 503`);
       note(`stopping took ${tookMs.join(' and ')} ms`);
-      mustHardlyShow(seen, expect);
+      // A gateway that is asked to stop must cost nobody anything. The process that starts behind one takes a core from those that
+      // serve, here one of two, and what then waits longer than its deadline is refused.
+      mustNotShow(seen, expect, name === 'gateway' ? 0 : 0.01);
     },
   };
 }
