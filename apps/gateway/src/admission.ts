@@ -57,7 +57,7 @@ export class Admissions {
     if (rate.outcome === 'beyond' && !(sale && rate.slightly)) return limited(rate);
     if (!sale) return { outcome: 'refused', code: this.feed.isFresh() ? 'not_found' : 'unavailable' };
     const attemptId = attemptIdOf(request.saleId, request.shopperId, request.key);
-    const code = rate.outcome === 'beyond' ? 'rate_limited' : this.refusalOf(sale, request);
+    const code = rate.outcome === 'beyond' ? 'rate_limited' : this.refusalOf(sale, request.quantity);
     if (code !== null) {
       const refused = rate.outcome === 'beyond' ? limited(rate) : ({ outcome: 'refused', code } as const);
       return this.mayBeKnown(sale, request, code) ? this.knownOr(sale, attemptId, request, refused) : refused;
@@ -104,8 +104,14 @@ export class Admissions {
     return this.feed.find(saleId)?.snapshot.line.mode ?? 'fifo';
   }
 
+  /** Whether a new entry may get as far as the line; everybody else is answered from memory, or is looked up. */
+  mayAdmit(saleId: string): boolean {
+    const sale = this.feed.find(saleId as SaleId);
+    return sale !== undefined && this.refusalOf(sale, 1) === null;
+  }
+
   /** What memory says against an entry; `null` for nothing. */
-  private refusalOf({ snapshot }: KnownSale, request: EntryRequest): ProblemCode | null {
+  private refusalOf({ snapshot }: KnownSale, quantity: number): ProblemCode | null {
     if (!this.feed.isFresh()) return null;
     const nowMs = this.feed.now();
     switch (this.feed.phaseOf(snapshot)) {
@@ -126,9 +132,7 @@ export class Admissions {
         return 'sale_closed';
       case 'open':
         // Nobody should wait in a line for what will be refused at its head.
-        return snapshot.line.mode === 'fifo' && request.quantity > snapshot.limitPerShopper
-          ? 'limit_reached'
-          : null;
+        return snapshot.line.mode === 'fifo' && quantity > snapshot.limitPerShopper ? 'limit_reached' : null;
     }
   }
 

@@ -99,4 +99,13 @@ describe('a new entry at a gateway with room for one', () => {
     const answers = await exchange(alices(), spelled, timeAndEnd);
     expect(answers.map(({ status }) => status)).toEqual([503, 503, 200]);
   });
+
+  it('is told by a sale that is not open yet what it is told where there is room', async () => {
+    const later = await world.publish({ opensAtMs: Date.now() + 3_600_000 });
+    const there = alices().replace(sale.saleId, later.saleId);
+    const answers = await exchange(alices(), there, there, there, timeAndEnd);
+    const codes = answers.slice(1, 4).map(({ body }) => (JSON.parse(body) as { code: string }).code);
+    expect(codes).toEqual(['sale_not_open', 'sale_not_open', 'sale_not_open']);
+    await world.unpublish(later);
+  });
 });

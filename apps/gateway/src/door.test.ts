@@ -40,6 +40,19 @@ describe('Door', () => {
     expect(door.refused).toBe(1);
   });
 
+  it('is shut for those too who did not come through it, while a service behind is full', () => {
+    for (const entriesPerSecond of [0, 200]) {
+      const { state, door } = doorAt(entriesPerSecond);
+      const insider = {};
+      expect(door.enter(insider)).toBe(true);
+      state.isFull = true;
+      expect(door.pass({})).toBe(false);
+      state.isFull = false;
+      expect(door.pass({})).toBe(true);
+      expect(door.pass(insider)).toBe(true);
+    }
+  });
+
   it('lets in no more at one moment than there is room for, before any of them has passed', () => {
     const { door } = doorAt(200);
     const arrivals = Array.from({ length: 100 }, () => ({}));

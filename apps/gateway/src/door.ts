@@ -58,15 +58,14 @@ export class Door {
    * @param arrival stands for the entry
    */
   enter(arrival: object): boolean {
-    if (this.options.behind.some((service) => service.isFull())) return this.refuse();
-    if (!this.take()) return this.refuse();
+    if (this.isFullBehind() || !this.take()) return this.refuse();
     if (this.perMs > 0) this.inside.set(arrival, this.filledMs);
     return true;
   }
 
-  /** The entry goes on to the line, and so its room is used. False where it did not enter and there is none. */
+  /** The entry goes on to the line, and so its room is used. False where there is none for one that did not enter. */
   pass(arrival: object): boolean {
-    return this.inside.delete(arrival) || this.take() || this.refuse();
+    return this.inside.delete(arrival) || (!this.isFullBehind() && this.take()) || this.refuse();
   }
 
   /** The entry is over; the room that it did not use is there for others. */
@@ -77,6 +76,10 @@ export class Door {
   /** Seconds; spread, so that those who were refused together do not come together again. */
   retryAfterSeconds(): number {
     return 1 + Math.floor(Math.random() * RETRY_AFTER_MAX_SECONDS);
+  }
+
+  private isFullBehind(): boolean {
+    return this.options.behind.some((service) => service.isFull());
   }
 
   private take(): boolean {
@@ -103,24 +106,27 @@ export class Door {
 /**
  * Refuses new entries before identity, limits and body: what can only be refused should cost next to nothing. An address that
  * is spelled in another way reaches the same call, and its room is taken there.
+ *
+ * @param needsRoom of a sale's id; whoever memory can answer goes on, and takes no room from those who buy
  */
 export function refuseEntries(
   door: Door,
+  needsRoom: (saleId: string) => boolean,
 ): (request: IncomingMessage, response: ServerResponse) => EarlyAnswer | null {
   const answerAfter = preparedProblem('unavailable', ENTRIES.route);
   return (request, response) => {
-    if (request.method !== 'POST' || !isEntries(request.url ?? '')) return null;
+    const saleId = request.method === 'POST' ? saleOf(request.url ?? '') : null;
+    if (saleId === null || !needsRoom(saleId)) return null;
     if (!door.enter(request)) return answerAfter(door.retryAfterSeconds());
     response.once('close', () => door.leave(request));
     return null;
   };
 }
 
-function isEntries(url: string): boolean {
+/** The sale whose entries a plainly spelled address names. */
+function saleOf(url: string): string | null {
   const { before, after } = ENTRIES;
-  return (
-    url.startsWith(before) &&
-    url.endsWith(after) &&
-    url.indexOf('/', before.length) === url.length - after.length
-  );
+  const end = url.length - after.length;
+  if (!url.startsWith(before) || !url.endsWith(after) || url.indexOf('/', before.length) !== end) return null;
+  return url.slice(before.length, end);
 }

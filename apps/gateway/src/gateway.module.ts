@@ -67,6 +67,7 @@ export async function startGateway(
     perAddress: env.RATE_LIMIT_PER_ADDRESS_PER_SECOND,
   });
   const door = new Door({ behind: [line, orders], entriesPerSecond: env.MAX_ENTRIES_PER_SECOND });
+  const admissions = new Admissions(feed, limits, line, door);
   const degradation = new Degradation({ redis, refusals: () => door.refused, log });
   degradation.start();
   const streams = new EventStreams({
@@ -108,13 +109,13 @@ export async function startGateway(
             { provide: LineClient, useValue: line },
             { provide: OrdersClient, useValue: orders },
             { provide: EventStreams, useValue: streams },
-            { provide: Admissions, useValue: new Admissions(feed, limits, line, door) },
+            { provide: Admissions, useValue: admissions },
             { provide: Degradation, useValue: degradation },
             { provide: WebhookSecret, useValue: new WebhookSecret(env.PAYMENT_WEBHOOK_SECRET) },
           ],
         ),
         configure: configure(routes.shopper),
-        refuseEarly: refuseEntries(door),
+        refuseEarly: refuseEntries(door, (saleId) => admissions.mayAdmit(saleId)),
       },
       {
         ...common,

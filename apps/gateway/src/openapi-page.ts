@@ -36,7 +36,8 @@ export function serveDocument(fastify: FastifyInstance): void {
   const { resolve } = createRequire(import.meta.url);
   let document: object | undefined;
   fastify.get('/openapi.json', async () => (document ??= openApiDocument()));
-  fastify.get('/docs', async (_request, reply) => reply.type('text/html; charset=utf-8').send(PAGE));
+  for (const address of ['/docs', '/docs/'])
+    fastify.get(address, async (_request, reply) => reply.type('text/html; charset=utf-8').send(PAGE));
   for (const [file, type] of Object.entries(FILES)) {
     const path = resolve(`swagger-ui-dist/${file}`);
     fastify.get(`/docs/${file}`, async (_request, reply) => reply.type(type).send(createReadStream(path)));
