@@ -48,7 +48,7 @@ export interface ConsumerOptions extends KafkaOptions {
   /**
    * A name that this member of the group shares with no other and keeps when its process is started again, e.g. its host and
    * port. With it a member that comes back first ends the membership of its earlier life, for which the group would wait
-   * until its session times out. It becomes part of the client id. Two that use one name put each other out, once at each start.
+   * until its session times out. It becomes part of the client id. Two that use one name put each other out, once at the start of each.
    */
   readonly instance?: string;
   /**
@@ -141,6 +141,10 @@ export class BatchConsumer {
   private joined = false;
   private checkedAtMs = 0;
   private restarts = 0;
+  /** Whether members that only bear our name were taken out of the group: once, or two of one name would never end it. */
+  private namesakesEnded = false;
+  /** Under which the group knew this process before; they are taken out as often as it takes. */
+  private readonly ownMemberIds = new Set<string>();
   private restartTimer: NodeJS.Timeout | undefined;
   private watch: NodeJS.Timeout | undefined;
   private handledChunks = 0;
@@ -283,9 +287,9 @@ export class BatchConsumer {
   }
 
   /**
-   * Takes members with our own client id out of the group: they are what a killed process, or a connection that we gave up,
-   * has left behind. A group waits for each of them until its session times out, twice where one of them was made its leader
-   * meanwhile. Only a help: if it fails, the sessions time out.
+   * Takes out of the group what is left of us there: at the start all members with our own client id, which a killed process
+   * has left behind; later those that we were ourselves, on a connection that we gave up. A group waits for each of them until
+   * its session times out, twice where one of them was made its leader meanwhile. Only a help: if it fails, the sessions time out.
    */
   private async endEarlierLives(cluster: Cluster): Promise<void> {
     const { groupId } = this.options;
@@ -293,7 +297,12 @@ export class BatchConsumer {
       const coordinator = (await cluster.findGroupCoordinator({ groupId })) as GroupCoordinator;
       const { groups } = await coordinator.describeGroups({ groupIds: [groupId] });
       const members = groups.flatMap((group) => group.members);
-      const earlier = members.filter(({ clientId }) => clientId === this.clientId);
+      const earlier = members.filter(
+        ({ clientId, memberId }) =>
+          this.ownMemberIds.has(memberId) || (!this.namesakesEnded && clientId === this.clientId),
+      );
+      this.namesakesEnded = true;
+      this.ownMemberIds.clear();
       if (earlier.length === 0) return;
       await Promise.all(earlier.map(({ memberId }) => coordinator.leaveGroup({ groupId, memberId })));
       this.log.info(
@@ -323,6 +332,7 @@ export class BatchConsumer {
       alive();
       if (this.current !== generation) return;
       this.joined = true;
+      this.ownMemberIds.add(payload.memberId);
       const assigned = payload.memberAssignment[this.options.topic] ?? [];
       this.assign(assigned);
       this.log.info({ groupId: this.options.groupId, partitions: assigned }, 'joined the consumer group');
