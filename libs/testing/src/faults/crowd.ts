@@ -172,22 +172,24 @@ export class Crowd {
     this.rushThread = thread;
     // Windows wait for the whole rush, since nobody here knows who of it is under way.
     const underway = { sentMs: Infinity };
+    const end = async () => {
+      thread.stop();
+      try {
+        const { turnedAway, lagMs } = await thread.ended;
+        this.turnedAway += turnedAway;
+        return { lagMs, lateness: quantilesOf(latenessMs) };
+      } finally {
+        this.sending.delete(underway);
+      }
+    };
+    let ending: ReturnType<typeof end> | undefined;
     return {
       start: () => {
         underway.sentMs = performance.now();
         this.sending.add(underway);
         thread.start();
       },
-      stop: async () => {
-        thread.stop();
-        try {
-          const { turnedAway, lagMs } = await thread.ended;
-          this.turnedAway += turnedAway;
-          return { lagMs, lateness: quantilesOf(latenessMs) };
-        } finally {
-          this.sending.delete(underway);
-        }
-      },
+      stop: () => (ending ??= end()),
     };
   }
 
