@@ -12,7 +12,7 @@ import { attemptIdOf, bucketKeys, homeBucketOf } from './grammar.js';
  * A big sale is audited by the program with a heap in which it could never be kept as a whole. AUDIT_ORDERS makes it bigger:
  * the memory is that of a slice, so that a million orders need hardly more. Time and memory are printed:
  *
- *     AUDIT_ORDERS=1000000 npx jest apps/auditor/src/memory.int.test.ts
+ *     AUDIT_ORDERS=1000000 npm test -- apps/auditor/src/memory.int.test.ts
  */
 const ORDERS = Number(process.env['AUDIT_ORDERS'] ?? 40_000);
 const HEAP_MB = ORDERS > 100_000 ? 128 : 112;

@@ -2,7 +2,7 @@
  * How long a big sale takes that Redis has lost. REBUILD_ORDERS makes it bigger. The time is printed and not judged, because it
  * is the machine's; what was built is, and the memory that it took:
  *
- *     REBUILD_ORDERS=1000000 npx jest apps/inventory/src/rebuild-size.int.test.ts
+ *     REBUILD_ORDERS=1000000 npm test -- apps/inventory/src/rebuild-size.int.test.ts
  */
 import { setFlagsFromString } from 'node:v8';
 import { runInNewContext } from 'node:vm';
