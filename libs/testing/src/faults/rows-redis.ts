@@ -42,7 +42,7 @@ export const redisRows: readonly Scenario[] = [
     row: 'Redis failover, stalled replica',
     shopperSees: 'some orders that were answered 202 end `rejected` (sold_out)',
     async run(stage) {
-      const { rig, sleep, dice, note, expect, scarceSaleId, world } = stage;
+      const { rig, sleep, dice, note, mayReject, scarceSaleId } = stage;
       const link = await rig.redis.addReplica();
       await link.stall(true);
       await sleep(500 + 2_000 * dice());
@@ -59,16 +59,10 @@ export const redisRows: readonly Scenario[] = [
       await rig.redis.proxy.cut();
       const lost = before - (await grants());
       stage.healed();
+      note(`${lost} grants of the scarce sale forgotten`);
+      mayReject(lost);
       await acceptsAgain(stage, 10_000, 'the promotion');
       await sleep(5_000);
-      const database = new URL(world.mysqlUrl).pathname.slice(1);
-      const [row] = await rig.mysql.database.query(
-        `SELECT COUNT(*) AS rejected FROM ${database}.orders WHERE sale_id = ? AND state = 'rejected'`,
-        [scarceSaleId],
-      );
-      const rejected = Number(row?.['rejected']);
-      note(`${lost} grants of the scarce sale forgotten, ${rejected} orders rejected`);
-      expect(rejected <= lost, 'no more orders were rejected than grants were forgotten', { rejected, lost });
     },
   },
   {

@@ -163,6 +163,8 @@ class Row {
   private healed: { readonly ms: number; readonly epochMs: number } | null = null;
   private sales = { saleId: '', scarceSaleId: '' };
   private readonly scarceUnits: number;
+  /** Accepted orders that may end `rejected`, in both sales together. */
+  private mostRejected = 0;
   shopperSaw = '–';
 
   constructor(private readonly row: RowOptions) {
@@ -189,7 +191,13 @@ class Row {
     }
     if (this.healed === null) this.markHealed();
     await this.mustRecover(crowd);
-    await Promise.all(Object.values(this.sales).map((saleId) => this.mustBeClean(saleId)));
+    const rejected = await Promise.all(Object.values(this.sales).map((saleId) => this.mustBeClean(saleId)));
+    const sum = rejected.reduce((all, some) => all + some, 0);
+    this.expect(
+      sum <= this.mostRejected,
+      `of the accepted orders no more than ${this.mostRejected} end rejected`,
+      sum,
+    );
   }
 
   /** Leaves the ground to the next row as this one has found it. */
@@ -237,6 +245,7 @@ class Row {
       expect: (holds, what, found) => this.expect(holds, what, found),
       slack: this.row.options.slack,
       note: (text) => notes.push(text),
+      mayReject: (orders) => (this.mostRejected += orders),
       undo: (what, step) => this.undos.push({ what, step }),
       heal: async () => {
         await rig.heal();
@@ -307,7 +316,8 @@ class Row {
     return mysql?.paid === this.scarceUnits;
   }
 
-  private async mustBeClean(saleId: string): Promise<void> {
+  /** @returns how many accepted orders of the sale ended `rejected` */
+  private async mustBeClean(saleId: string): Promise<number> {
     const { world, scenario, notes } = this.row;
     const { verdict, printed } = await world.audit(
       saleId,
@@ -327,6 +337,7 @@ class Row {
       );
     if (which === 'scarce')
       this.expect(verdict.sold === this.scarceUnits, 'units of the scarce sale were not sold', verdict.sold);
+    return verdict.rejectedAfterAccept;
   }
 }
 

@@ -66,6 +66,8 @@ export interface Stage {
   readonly slack: number;
   /** A figure or remark for the table's last column. */
   readonly note: (text: string) => void;
+  /** So many accepted orders may end `rejected`, because the fault forgot as many grants; none by default. */
+  readonly mayReject: (orders: number) => void;
   /** Undone after the scenario whatever happens, last given first, each bounded to 30 s. */
   readonly undo: (what: string, step: () => unknown) => void;
   /** Heals the servers and the way to them; the fault is over now. */
