@@ -532,8 +532,8 @@ export class Window {
 /** What a crowd saw in a stretch of time. */
 export class Seen {
   private readonly sent: readonly Exchange[];
-  /** Orders that were answered 202 in the stretch, whenever they were sent. */
-  readonly acceptedWithin: number;
+  /** Orders that were promised in the stretch, by a 202 of a queued one, whenever they were sent. One that is decided is a fact. */
+  readonly promised: number;
 
   constructor(
     exchanges: readonly Exchange[],
@@ -542,8 +542,9 @@ export class Seen {
   ) {
     const within = (ms: number) => ms >= startMs && ms < endMs;
     this.sent = exchanges.filter((exchange) => within(exchange.sentMs));
-    this.acceptedWithin = exchanges.filter(
-      ({ op, http, endedMs }) => op === 'order' && http === 202 && within(endedMs),
+    this.promised = exchanges.filter(
+      ({ op, http, state, endedMs }) =>
+        op === 'order' && http === 202 && state === 'queued' && within(endedMs),
     ).length;
   }
 
