@@ -184,6 +184,8 @@ export class World {
     env: Readonly<Record<string, string>> = {},
   ): Promise<void> {
     const place = this.place(name, index);
+    // The one that runs would say that the new one is ready, and nobody would end it.
+    if (this.processId(name, index) !== undefined) throw new Error(`${name} ${index} is running already`);
     const log = createWriteStream(this.logFile(name, index), { flags: 'a' });
     const ports =
       name === 'gateway'
