@@ -254,6 +254,55 @@ describe('Admissions.enter', () => {
   });
 });
 
+describe('Admissions.refusalsOfStrangers', () => {
+  const told = ({ saleId }: SaleSnapshot) =>
+    admissions()
+      .refusalsOfStrangers()
+      .find((one) => one.saleId === saleId);
+
+  it('says nothing of a sale that sells', async () => {
+    expect(told(await publish({}))).toBeUndefined();
+  });
+
+  it('says of a sale that is not open how long it stays so, up to the last moment before', async () => {
+    const later = told(await publish({ opensAtMs: feed.now() + 60_000 }));
+    expect(later).toMatchObject({ code: 'sale_not_open' });
+    expect(later?.holders).toBeUndefined();
+    expect(later?.forMs).toBeGreaterThan(50_000);
+    expect(later?.forMs).toBeLessThanOrEqual(59_750);
+    expect(told(await publish({ opensAtMs: feed.now() + 200 }))).toBeUndefined();
+    // It may be warmed up, and thereby open, at any moment.
+    expect(told(await publish({ storedPhase: 'warming' }))).toBeUndefined();
+  });
+
+  it('says of a sale that is sold out who may hold units, as soon as that is known', async () => {
+    const sale = saleOf({ soldOut: true, filterBits: filterBitsFor(100, 4), filterVersion: 7 });
+    await publish(sale);
+    expect(told(sale)).toBeUndefined();
+    const holder = ShopperId.parse('holder');
+    await publishHolder(sale, holder);
+    await publish({ ...sale, version: 2 });
+    await until(() => told(sale) !== undefined);
+    const { code, holders } = told(sale) ?? {};
+    expect({ code, version: holders?.version }).toEqual({ code: 'sold_out', version: '1-7' });
+    expect(holders?.bytes.some((byte) => byte !== 0)).toBe(true);
+  });
+
+  it('says nothing of a sale whose line knows people whom no filter does, nor of what it is not sure of', async () => {
+    const changes = { soldOut: true, filterBits: filterBitsFor(100, 4), filterVersion: 1 };
+    const fifo = saleOf({ ...changes, line: { mode: 'fifo', admitPerSecond: 1, overbook: 0 } });
+    const sure = saleOf(changes);
+    for (const sale of [fifo, sure]) {
+      await publishHolder(sale, ShopperId.parse('holder'));
+      await publish(sale);
+    }
+    await until(() => told(sure) !== undefined);
+    expect(told(fifo)).toBeUndefined();
+    await redis.hdel(SALE_FEED.snapshots, SALE_FEED.complete);
+    await until(() => told(sure) === undefined);
+  });
+});
+
 describe('SalesFeed', () => {
   it('knows within a second and a half what was published while it was not listening, and what is gone', async () => {
     const sale = saleOf();

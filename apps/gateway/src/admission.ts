@@ -10,7 +10,7 @@ import {
 import type { Door } from './door.js';
 import { answerOf } from './problems.js';
 import type { RateLimits, RateVerdict } from './rate-limits.js';
-import type { KnownSale, SalesFeed } from './sales-feed.js';
+import type { Holders, KnownSale, SalesFeed } from './sales-feed.js';
 
 export interface EntryRequest {
   readonly saleId: SaleId;
@@ -30,6 +30,16 @@ export interface EntryRequest {
 export type Admission =
   | { readonly outcome: 'entry'; readonly entry: token.Entry }
   | { readonly outcome: 'refused'; readonly code: ProblemCode; readonly retryAfterSeconds?: number };
+
+/** What everybody would be told who is not known to a sale. */
+export interface StrangersRefusal {
+  readonly saleId: SaleId;
+  readonly code: ProblemCode;
+  /** How long it is certain to hold from now on, ms; absent where only a change of the sale ends it. */
+  readonly forMs?: number;
+  /** Those who may be known, whom this is not for; absent where nobody can be. */
+  readonly holders?: Holders;
+}
 
 /**
  * Near the moment of opening or closing the clocks' difference could refuse somebody wrongly; there Redis decides, which
@@ -108,6 +118,25 @@ export class Admissions {
   mayAdmit(saleId: string): boolean {
     const sale = this.feed.find(saleId as SaleId);
     return sale !== undefined && this.refusalOf(sale, 1) === null;
+  }
+
+  /**
+   * What may be said in front of this process, to everybody but those who show a ticket or may be among the holders. Nothing
+   * of a sale whose line knows people whom no filter does, or whose filter is not here.
+   */
+  refusalsOfStrangers(): StrangersRefusal[] {
+    return this.feed.list().flatMap((snapshot): StrangersRefusal[] => {
+      const sale = this.feed.find(snapshot.saleId);
+      const code = sale ? this.refusalOf(sale, 1) : null;
+      if (!sale || code === null) return [];
+      const { saleId, opensAtMs, line } = snapshot;
+      if (code === 'sale_not_open') {
+        const forMs = opensAtMs - CLOCK_MARGIN_MS - this.feed.now();
+        return forMs > 0 ? [{ saleId, code, forMs }] : [];
+      }
+      const holders = line.mode === 'fifo' ? null : this.feed.holdersOf(sale);
+      return holders ? [{ saleId, code, holders }] : [];
+    });
   }
 
   /** What memory says against an entry; `null` for nothing. */

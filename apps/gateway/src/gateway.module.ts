@@ -10,6 +10,7 @@ import { CallerGuard } from './caller.guard.js';
 import { EntriesController } from './entries.controller.js';
 import { Degradation } from './degradation.js';
 import { Door, refuseEntries } from './door.js';
+import { EdgeController } from './edge.controller.js';
 import type { GatewayEnv } from './env.js';
 import { EventStreams } from './event-streams.js';
 import { answerUnroutable, configureHttp } from './http.js';
@@ -29,6 +30,9 @@ class ShopperModule {}
 
 @Module({})
 class OperatorModule {}
+
+@Module({})
+class EdgeModule {}
 
 /** A running gateway; `routes` is what it serves, for the test of the document. */
 export interface Gateway extends RunningService {
@@ -91,9 +95,11 @@ export async function startGateway(
   };
   const common = { host: env.HOST, trustedProxyHops: env.TRUSTED_PROXY_HOPS, answerUnroutable };
 
+  const edge = withProviders(EdgeModule, [EdgeController], [{ provide: Admissions, useValue: admissions }]);
+
   const service = await startService({
     log,
-    ops: { port: env.OPS_PORT },
+    ops: { port: env.OPS_PORT, module: edge },
     http: [
       {
         ...common,

@@ -24,6 +24,17 @@ export interface KnownSale {
   readonly knownSinceMs: number;
 }
 
+/** The holder filter of a sale (domain/holder-filter.ts). */
+export interface Holders {
+  /** Another one where the filter is another; of the form of an id. */
+  readonly version: string;
+  /** The buckets' bitmaps, one after another; bytes that are missing at the end are 0. */
+  readonly bytes: Buffer;
+  readonly bucketCount: number;
+  /** Bits of one bucket's bitmap. */
+  readonly filterBits: number;
+}
+
 const READ_EVERY_MS = 1_000;
 /** Older knowledge is not good enough to refuse anybody with. */
 const FRESH_FOR_MS = 5_000;
@@ -101,12 +112,19 @@ export class SalesFeed {
   }
 
   /** Whether a shopper may hold units or an order of a sale. No means no; yes means that somebody has to be asked. */
-  mayHold({ snapshot, knownSinceMs }: KnownSale, shopperId: ShopperId): boolean {
-    const filter = this.filters.get(snapshot.saleId);
-    if (snapshot.filterBits === 0 || !filter || filter.version !== snapshot.filterVersion) return true;
+  mayHold(sale: KnownSale, shopperId: ShopperId): boolean {
+    const holders = this.holdersOf(sale);
+    return !holders || mayHold(holders.bytes, shopperId, holders.bucketCount, holders.filterBits);
+  }
+
+  /** Who may hold units or an order of a sale; `null` while that is not known, and anybody may. */
+  holdersOf({ snapshot, knownSinceMs }: KnownSale): Holders | null {
+    const { saleId, epoch, filterVersion, bucketCount, filterBits } = snapshot;
+    const filter = this.filters.get(saleId);
+    if (filterBits === 0 || !filter || filter.version !== filterVersion) return null;
     // "Sold out" is published after the filter that goes with it; a pause or the closing time is not.
-    if (!snapshot.soldOut && this.isRecent(snapshot, knownSinceMs)) return true;
-    return mayHold(filter.bytes, shopperId, snapshot.bucketCount, snapshot.filterBits);
+    if (!snapshot.soldOut && this.isRecent(snapshot, knownSinceMs)) return null;
+    return { version: `${epoch}-${filterVersion}`, bytes: filter.bytes, bucketCount, filterBits };
   }
 
   private isRecent(snapshot: SaleSnapshot, knownSinceMs: number): boolean {

@@ -73,10 +73,10 @@ class OpsController {
 /** The ops port: `/healthz`, `/readyz`, `/metrics`. Never exposed to shoppers. */
 @Module({})
 export class OpsModule {
-  static with(state: OpsState): DynamicModule {
+  static with(state: OpsState, more?: DynamicModule): DynamicModule {
     return {
       module: OpsModule,
-      imports: [TerminusModule.forRoot({ logger: false })],
+      imports: [TerminusModule.forRoot({ logger: false }), ...(more ? [more] : [])],
       controllers: [OpsController],
       providers: [{ provide: OPS_STATE, useValue: state }],
     };

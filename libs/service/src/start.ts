@@ -1,4 +1,5 @@
 import 'reflect-metadata';
+import type { DynamicModule } from '@nestjs/common';
 import { Drain, type DrainStep } from './drain.js';
 import { startGrpc, type GrpcOptions } from './grpc.js';
 import { startHttp, type HttpOptions, type HttpServer } from './http.js';
@@ -8,7 +9,12 @@ import { findTelemetry } from './telemetry.js';
 
 export interface ServiceOptions {
   readonly log: Log;
-  readonly ops: { readonly port: number; readonly host?: string };
+  readonly ops: {
+    readonly port: number;
+    readonly host?: string;
+    /** What else is served there, to those inside the cluster. */
+    readonly module?: DynamicModule;
+  };
   readonly http?: readonly HttpOptions[];
   readonly grpc?: GrpcOptions;
   readonly health?: HealthProbes;
@@ -77,7 +83,7 @@ export async function startService(options: ServiceOptions): Promise<RunningServ
   const ops = await startHttp(
     {
       name: 'ops',
-      module: OpsModule.with({ ...options.health, isDraining }),
+      module: OpsModule.with({ ...options.health, isDraining }, options.ops.module),
       port: options.ops.port,
       ...(options.ops.host !== undefined && { host: options.ops.host }),
     },

@@ -19,7 +19,7 @@ const HOOKED = {
   include: ['http', 'https', '@grpc/grpc-js', 'ioredis', 'kafkajs', 'mysql2', 'mysql2/promise', 'pino'],
 };
 
-const isProbe = (url: string | undefined) => /^\/(healthz|readyz|metrics)\b/.test(url ?? '');
+const isProbe = (url: string | undefined) => /^\/(healthz|readyz|metrics|edge)\b/.test(url ?? '');
 
 /**
  * Sends the spans of this process to the collector that OTEL_EXPORTER_OTLP_ENDPOINT names. Must run before what it
