@@ -1,7 +1,8 @@
 import { randomBytes } from 'node:crypto';
-import { mkdirSync, writeFileSync } from 'node:fs';
+import { appendFileSync, mkdirSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
+import { startEdge, type Edge } from '@flash-sale/edge';
 import { stackHome, startStack } from '@flash-sale/stack';
 import { ClientLog } from './client-log.js';
 import { Crowd, type CrowdOptions } from './crowd.js';
@@ -34,6 +35,7 @@ class Demonstration {
   readonly #toStop: (() => Promise<void>)[] = [];
   readonly #run = newRunId();
   readonly #folder: string;
+  #edge: Edge | undefined;
 
   constructor(
     private readonly options: DemoOptions,
@@ -64,11 +66,12 @@ class Demonstration {
     ]);
     this.#toStop.push(() => stack.stop());
 
-    const suite = await planSuite(this.#run, stack, options.port);
+    const suite = await planSuite(this.#run, stack, options);
     const services = new Services({ logFolder: this.#folder, env: this.#serviceEnv(), signal });
     this.#toStop.push(() => services.stop());
     display.say(display.dim(`Starting the five services; their logs: ${this.#folder}`));
     await services.start(suite.services);
+    await this.#startEdge(suite);
     if (options.serve) return this.#serve(suite, services);
 
     const figures = new Figures();
@@ -89,6 +92,22 @@ class Demonstration {
     for (const stop of this.#toStop.splice(0).toReversed()) {
       await stop().catch((error: unknown) => this.display.say(this.display.red(messageOf(error))));
     }
+  }
+
+  async #startEdge({ edge }: Suite): Promise<void> {
+    if (!edge) return;
+    this.display.say(this.display.dim('Starting nginx in front of the gateway'));
+    const log = join(this.#folder, 'edge.log');
+    const variables = { ...edge.variables, EDGE_HOME: join(this.#folder, 'edge') };
+    const started = startEdge({ variables, onOutput: (text) => appendFileSync(log, text) });
+    // One that did not start has stopped itself.
+    const stop = () =>
+      started.then(
+        (edge) => edge.stop(),
+        () => {},
+      );
+    this.#toStop.push(stop);
+    this.#edge = await Promise.race([started, untilAborted(this.#interruption.signal)]);
   }
 
   async #sell(suite: Suite, figures: Figures): Promise<Audit> {
@@ -196,6 +215,7 @@ class Demonstration {
   async #serve(suite: Suite, services: Services): Promise<number> {
     const place = {
       api: suite.shopOrigin,
+      ...(suite.edge ? { secureApi: suite.edge.secureOrigin } : {}),
       operator: suite.operatorOrigin,
       operatorTokenFile: this.#writeOperatorToken(suite),
       ops: suite.opsOrigins,
@@ -226,6 +246,9 @@ class Demonstration {
     const operatorToken = this.#writeOperatorToken(suite);
     const lines = {
       'Buy one yourself': `${suite.shopOrigin}/?sale=${saleId}`,
+      ...(suite.edge
+        ? { 'By TLS': `${suite.edge.secureOrigin}/?sale=${saleId}  (the certificate is signed by itself)` }
+        : {}),
       'API, described': `${suite.shopOrigin}/docs  and  ${suite.shopOrigin}/openapi.json`,
       'For operators': `${suite.operatorOrigin}/docs  with the bearer token in ${operatorToken}`,
       Metrics: Object.entries(suite.opsOrigins)
@@ -270,7 +293,7 @@ class Demonstration {
   /** The work, unless a service ends or somebody interrupts before it is done. */
   async #guarded<T>(services: Services, work: Promise<T>): Promise<T> {
     const interrupted = untilAborted(this.#interruption.signal);
-    return Promise.race([work, services.failure, interrupted]);
+    return Promise.race([work, services.failure, interrupted, ...(this.#edge ? [this.#edge.failure] : [])]);
   }
 
   #deskOf(suite: Suite, signal: AbortSignal): SaleDesk {

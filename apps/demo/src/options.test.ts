@@ -24,6 +24,7 @@ describe('the options', () => {
       decline: 0.1,
       port: undefined,
       maxSeconds: 300,
+      edge: false,
       once: false,
       json: false,
       serve: false,
@@ -33,6 +34,7 @@ describe('the options', () => {
   it('are read in both spellings', () => {
     const args = [
       '--once',
+      '--edge',
       '--json',
       '--units=1000000',
       '--shoppers',
@@ -44,6 +46,7 @@ describe('the options', () => {
     expect(
       optionsOf(...args, '--port', '8080', '--seed', '0', '--per-second=9', '--buckets', '64'),
     ).toMatchObject({
+      edge: true,
       once: true,
       json: true,
       units: 1_000_000,

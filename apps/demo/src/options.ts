@@ -19,6 +19,8 @@ export interface DemoOptions {
   readonly decline: number;
   /** Wanted port of the shop; any free one where it is taken or not given. */
   readonly port: number | undefined;
+  /** Put nginx in front of the gateway. */
+  readonly edge: boolean;
   /** After this many seconds of selling the sale is closed, whatever is left. */
   readonly maxSeconds: number;
   /** End after the verdict. */
@@ -57,6 +59,7 @@ const Arguments = z.object({
   decline: share.optional(),
   port: count(1, 65_535).optional(),
   'max-seconds': count(5, 3_600).default(300),
+  edge: z.boolean().default(false),
   once: z.boolean().default(false),
   json: z.boolean().default(false),
   serve: z.boolean().default(false),
@@ -86,6 +89,7 @@ The run
   --json            the verdict as one JSON object on the last line of stdout, all else to stderr
   --serve           no sale, no crowd: start servers and services, print where they are as one JSON object on
                     stdout, and stay up until Ctrl-C or SIGTERM; for other programs, such as load tests
+  --edge            nginx in front of the gateway, also by TLS: refuses by itself what is sold out or not open
   --port N          where the shop listens, if that port is free       (a free one)
   --help            this text
 
@@ -117,6 +121,7 @@ export function parseOptions(args: readonly string[]): ParsedOptions {
         decline: text,
         port: text,
         'max-seconds': text,
+        edge: flag,
         once: flag,
         json: flag,
         serve: flag,

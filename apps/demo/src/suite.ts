@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import { fileURLToPath } from 'node:url';
 import type { Identity } from './identity.js';
+import type { DemoOptions } from './options.js';
 import { findFreePorts, type ServiceSpec } from './launch.js';
 
 /** Addresses of the three servers, as the stack hands them out. */
@@ -20,7 +21,10 @@ export interface Suite {
   readonly database: string;
   readonly topics: readonly string[];
   readonly identity: Identity;
+  /** Where shoppers call: the edge where there is one, else the gateway. */
   readonly shopOrigin: string;
+  /** The variables of the edge (deploy/edge/start.sh), and where it takes calls by TLS; absent where there is none. */
+  readonly edge?: { readonly variables: Readonly<Record<string, string>>; readonly secureOrigin: string };
   readonly operatorOrigin: string;
   /** Where each process answers /metrics, /healthz and /readyz. */
   readonly opsOrigins: Readonly<Record<string, string>>;
@@ -34,16 +38,20 @@ const ENQUEUE_WINDOW_MS = 2_000;
 const SWEEP_GRACE_MS = 4_600;
 
 /**
- * Decides names, ports, secrets and settings of a run's five services.
+ * Decides names, ports, secrets and settings of a run's five services, and of the edge where one is wanted.
  *
  * @param run part of every name; letters, digits and `-`
  */
 export async function planSuite(
   run: string,
   servers: Servers,
-  preferredPort: number | undefined,
+  { port: preferredPort, edge: hasEdge }: Pick<DemoOptions, 'port' | 'edge'>,
 ): Promise<Suite> {
-  const [shop, operators, inventory, token, order, ...ops] = await findFreePorts(10, preferredPort);
+  const [shop, operators, inventory, token, order, behindEdge, secure, edgeOps, ...ops] = await findFreePorts(
+    13,
+    preferredPort,
+  );
+  const gateway = hasEdge ? behindEdge : shop;
   const port = (value: number | undefined): number => {
     if (value === undefined) throw new Error('fewer ports were found than asked for');
     return value;
@@ -72,7 +80,6 @@ export async function planSuite(
   const grpc = (value: number | undefined) => ({ GRPC_HOST: HOST, GRPC_PORT: String(port(value)) });
   const timing = { ENQUEUE_WINDOW_MS: String(ENQUEUE_WINDOW_MS), SWEEP_GRACE_MS: String(SWEEP_GRACE_MS) };
   const webhook = { PAYMENT_WEBHOOK_SECRET: randomBytes(32).toString('base64url') };
-  const shopOrigin = `http://${at(shop)}`;
 
   const env: Readonly<Record<string, Readonly<Record<string, string>>>> = {
     inventory: { ...redis, ...kafka, ...rows, ...timing, ...grpc(inventory) },
@@ -87,7 +94,7 @@ export async function planSuite(
       ...grpc(order),
       // As many as the crowd pays at once, so that nobody is turned away for want of a connection.
       MYSQL_POOL_SIZE: '40',
-      PAYMENT_WEBHOOK_URL: `${shopOrigin}/v1/payments/webhook`,
+      PAYMENT_WEBHOOK_URL: `http://${at(gateway)}/v1/payments/webhook`,
     },
     'order-writer': { ...kafka, ...rows, ...tokens, ...inventoryUrl },
     gateway: {
@@ -96,7 +103,7 @@ export async function planSuite(
       ...webhook,
       TOKEN_URL: at(token),
       ORDER_URL: at(order),
-      PORT: String(port(shop)),
+      PORT: String(port(gateway)),
       OPERATOR_PORT: String(port(operators)),
       JWT_ALGORITHM: 'HS256',
       JWT_HS256_SECRET: identity.secret.toString('base64'),
@@ -107,17 +114,37 @@ export async function planSuite(
       WEB_ROOT,
       // The whole crowd calls from one address; each shopper's own limit stays.
       RATE_LIMIT_PER_ADDRESS_PER_SECOND: '0',
+      // Whoever is right in front of it, and nobody else, says who calls.
+      TRUSTED_PROXY_HOPS: hasEdge ? '1' : '0',
     },
   };
   const names = Object.keys(env);
+  const opsOrigins = Object.fromEntries(names.map((name, index) => [name, `http://${at(ops[index])}`]));
+  const edge = {
+    secureOrigin: `https://${at(secure)}`,
+    variables: {
+      GATEWAYS: at(gateway),
+      GATEWAY_FEEDS: at(ops[names.indexOf('gateway')]),
+      HOST,
+      PORT: String(port(shop)),
+      TLS_PORT: String(port(secure)),
+      TLS_CERTIFICATE: 'self-signed',
+      OPS_PORT: String(port(edgeOps)),
+      WEB_ROOT,
+      // As at the gateway: the crowd is one address.
+      RATE_LIMIT_PER_ADDRESS_PER_SECOND: '0',
+      CONNECTIONS_PER_ADDRESS: '0',
+    },
+  };
   return {
     services: names.map((name, index) => ({ name, opsPort: port(ops[index]), env: env[name] ?? {} })),
     stores: { ...redis, ...kafka, ...rows, ...tokens },
     database,
     topics: [kafka.ORDERS_TOPIC, kafka.ORDERS_DLQ_TOPIC],
     identity,
-    shopOrigin,
+    shopOrigin: `http://${at(shop)}`,
+    ...(hasEdge ? { edge } : {}),
     operatorOrigin: `http://${at(operators)}`,
-    opsOrigins: Object.fromEntries(names.map((name, index) => [name, `http://${at(ops[index])}`])),
+    opsOrigins: hasEdge ? { ...opsOrigins, edge: `http://${at(edgeOps)}` } : opsOrigins,
   };
 }

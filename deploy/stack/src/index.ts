@@ -2,7 +2,7 @@ export { startStack, type EngineKind, type Stack, type StackOptions } from './st
 export type { ServerName } from './probe.js';
 export { startRedisCluster, type RedisCluster, type RedisClusterOptions } from './redis-cluster.js';
 export { stackHome } from './state.js';
-export { requireBrowser, requireFaketime } from './software.js';
+export { requireBrowser, requireFaketime, requireNginx } from './software.js';
 export {
   startPrivateServer,
   type PrivateServer,

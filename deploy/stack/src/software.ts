@@ -37,6 +37,8 @@ const kafkaArtifacts = [
 interface Program {
   /** Any of these will do; the first that is found is taken. */
   commands: readonly string[];
+  /** Whether a command that was found has all that is needed of it. */
+  isComplete?: (path: string) => boolean;
   aptPackages: readonly string[];
   whatFor: string;
 }
@@ -67,10 +69,34 @@ const programs = {
     aptPackages: ['chromium'],
     whatFor: 'the tests of the page',
   },
+  nginx: {
+    commands: ['nginx'],
+    isComplete: hasLua,
+    aptPackages: [
+      'nginx',
+      'libnginx-mod-http-lua',
+      'libnginx-mod-http-brotli-filter',
+      'libnginx-mod-http-brotli-static',
+      'lua-cjson',
+    ],
+    whatFor: 'the edge',
+  },
+  openssl: { commands: ['openssl'], aptPackages: ['openssl'], whatFor: "the edge's self-signed certificate" },
   faketime: { commands: ['faketime'], aptPackages: ['faketime'], whatFor: 'the tests of wrong clocks' },
 } as const satisfies Record<string, Program>;
 
 export type ProgramName = keyof typeof programs;
+
+/** Without these, a server that runs elsewhere will do. */
+const SERVER_PROGRAMS: ReadonlySet<ProgramName> = new Set([
+  'redisServer',
+  'redisCli',
+  'mysqlServer',
+  'mariadbInstall',
+  'mariadbDefaults',
+  'java',
+  'maven',
+]);
 
 /** Where system administration programs live, which an ordinary user's PATH leaves out. */
 const extraFolders = ['/usr/local/sbin', '/usr/sbin', '/sbin', '/opt/homebrew/bin', '/usr/local/bin'];
@@ -90,11 +116,15 @@ export function findCommand(command: string): string | undefined {
 }
 
 export function findProgram(name: ProgramName): string | undefined {
-  for (const command of programs[name].commands) {
-    const path = findCommand(command);
-    if (path !== undefined) return path;
-  }
-  return undefined;
+  const { commands, isComplete = () => true }: Program = programs[name];
+  return commands.map(findCommand).find((path) => path !== undefined && isComplete(path));
+}
+
+/** Lua is a module of nginx, in a package of its own. */
+function hasLua(nginx: string): boolean {
+  const { stderr } = spawnSync(nginx, ['-V'], { encoding: 'utf8', timeout: 20_000 });
+  const folder = /--modules-path=(\S+)/.exec(stderr)?.[1];
+  return folder !== undefined && existsSync(join(folder, 'ngx_http_lua_module.so'));
 }
 
 /** Installs what is missing of these programs, all in one go, and checks the versions that matter. */
@@ -119,6 +149,13 @@ export async function requireBrowser(
 ): Promise<string> {
   await requirePrograms(['browser'], { log, signal: new AbortController().signal });
   return findProgram('browser') ?? 'chromium';
+}
+
+/** Installs what the edge (deploy/edge) consists of where apt offers it: nginx with Lua, and openssl. */
+export async function requireNginx(
+  log: Log = (line) => process.stderr.write(`stack: ${line}\n`),
+): Promise<void> {
+  await requirePrograms(['nginx', 'openssl'], { log, signal: new AbortController().signal });
 }
 
 /**
@@ -209,8 +246,8 @@ async function installWithApt(
       : 'there is no apt-get here';
     throw new Error(
       `missing: ${commandsOf(missing)} (for ${purposes}). ` +
-        (missing.includes('browser') || missing.includes('faketime')
-          ? `Tried: ${tried}. Install ${missing.includes('browser') ? 'Chromium or Chrome' : 'faketime'}`
+        (missing.every((name) => !SERVER_PROGRAMS.has(name))
+          ? `Tried: ${tried}. Install ${packages.join(' ')}`
           : `Tried: no container engine answers, and ${tried}. ` +
             `Do one of: start Docker or Podman; install ${packages.join(' ')}; ` +
             'or set REDIS_URL, KAFKA_BROKERS and MYSQL_URL to servers that run already'),

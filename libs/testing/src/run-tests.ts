@@ -2,7 +2,7 @@ import { spawn } from 'node:child_process';
 import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
-import { requireBrowser, startStack } from '@flash-sale/stack';
+import { requireBrowser, requireNginx, startStack } from '@flash-sale/stack';
 import { z } from 'zod';
 
 /**
@@ -38,6 +38,7 @@ async function main(): Promise<number> {
         ? 'tests: the writer is tested on a real MySQL too (MYSQL_REAL_URL)\n'
         : `tests: REAL MYSQL WAS NOT TESTED. MYSQL_REAL_URL is not set; the writer is tested on the ${stack.engine.mysql} server only\n`,
     );
+    await requireNginx();
     const servers = {
       REDIS_URL: stack.redisUrl,
       KAFKA_BROKERS: stack.kafkaBrokers,
