@@ -40,7 +40,9 @@ export function composeFaults(servers: Compose, services: Compose): string[] {
   return [
     ...SERVICES.filter((name) => !services.services[name]).map((name) => `there is no service ${name}`),
     ...Object.entries(services.services).flatMap(([name, service]) => [
-      ...(service.build?.args['SERVICE'] === name ? [] : [`${name} is not built with SERVICE=${name}`]),
+      ...(!isOurs(name) || service.build?.args['SERVICE'] === name
+        ? []
+        : [`${name} is not built with SERVICE=${name}`]),
       ...(service.read_only && service.cap_drop.includes('ALL') && service.security_opt.length > 0
         ? []
         : [
@@ -64,6 +66,10 @@ export function composeFaults(servers: Compose, services: Compose): string[] {
   ];
 }
 
+function isOurs(name: string): boolean {
+  return SERVICES.some((service) => service === name);
+}
+
 function dependencyFaults(
   name: string,
   other: string,
@@ -81,7 +87,9 @@ function dependencyFaults(
 function addressesIn(environment: Readonly<Record<string, string>>): { variable: string; host: string }[] {
   return Object.entries(environment)
     .filter(([variable]) =>
-      /^(TOKEN_URL|INVENTORY_URL|ORDER_URL|REDIS_URL|MYSQL_URL|KAFKA_BROKERS)$/.test(variable),
+      /^(GATEWAYS|GATEWAY_FEEDS|TOKEN_URL|INVENTORY_URL|ORDER_URL|REDIS_URL|MYSQL_URL|KAFKA_BROKERS)$/.test(
+        variable,
+      ),
     )
     .map(([variable, value]) => ({
       variable,

@@ -42,6 +42,25 @@ describe('the Dockerfile', () => {
   });
 });
 
+describe('the Dockerfile of the edge', () => {
+  const source = readFileSync(join(ROOT, 'deploy/edge/Dockerfile'), 'utf8');
+
+  it('is sound', () => {
+    expect(dockerfileFaults(source, 'nginx')).toEqual([]);
+  });
+
+  it.each([
+    ['USER 1000:1000', '', 'runs as "root"'],
+    ['CMD ["sh", "/edge/start.sh"]', 'CMD nginx', 'SIGTERM'],
+    ['/healthz', '/', 'no health check'],
+    ['debian:bookworm-slim', 'debian:latest', '"latest" image'],
+  ])('is not sound where %j became %j', (find, put, says) => {
+    const broken = source.replace(find, put);
+    expect(broken).not.toBe(source);
+    expect(dockerfileFaults(broken, 'nginx').join()).toContain(says);
+  });
+});
+
 describe('the compose files', () => {
   const servers = () => readCompose(join(ROOT, 'deploy/compose.yaml'));
   const services = () => readCompose(join(ROOT, 'deploy/compose.services.yaml'));
@@ -56,7 +75,13 @@ describe('the compose files', () => {
   });
 
   it('have the defaults of their variables filled in', () => {
-    expect(services().services['gateway']?.ports).toContain('127.0.0.1:8080:8080');
+    expect(services().services['edge']?.ports).toContain('127.0.0.1:8080:8080');
+  });
+
+  it('give the edge no variable that it does not explain', () => {
+    const script = readFileSync(join(ROOT, 'deploy/edge/start.sh'), 'utf8');
+    const given = Object.keys(services().services['edge']?.environment ?? {});
+    expect(given.filter((name) => !new RegExp(`^#   ${name} `, 'm').test(script))).toEqual([]);
   });
 
   const set = (all: Compose['services'], name: string, change: object) =>
@@ -76,6 +101,7 @@ describe('the compose files', () => {
       'leads to nowhere',
       (_, above) => set(above, 'token', { environment: { INVENTORY_URL: 'nowhere:9000' } }),
     ],
+    ['leads to nobody', (_, above) => set(above, 'edge', { environment: { GATEWAYS: 'nobody:8080' } })],
   ])('do not, if: %s', (says, change) => {
     expect(faultsAfter(change)).toContain(says);
   });

@@ -28,7 +28,10 @@ import { SCHEMA_VERSION, openToolbox } from './tools.js';
  */
 const ROOT = fileURLToPath(new URL('../../..', import.meta.url));
 const CHART = join(ROOT, 'deploy/chart');
-const DOCKERFILE = join(ROOT, 'deploy/images/Dockerfile');
+const DOCKERFILES = [
+  { file: join(ROOT, 'deploy/images/Dockerfile'), title: 'Dockerfile', runs: 'node' },
+  { file: join(ROOT, 'deploy/edge/Dockerfile'), title: 'Dockerfile of the edge', runs: 'nginx' },
+] as const;
 
 const HELP = `npm run verify:deploy -- [options]
 
@@ -75,17 +78,15 @@ async function attempt(what: string, check: () => Promise<readonly string[]>): P
   }
 }
 
-async function verifyDockerfile(hadolint: string | undefined): Promise<void> {
-  report(
-    'Dockerfile: who runs it, its health, its signals',
-    dockerfileFaults(readFileSync(DOCKERFILE, 'utf8')),
-  );
-  if (hadolint === undefined) {
-    omissions.push('no hadolint: the Dockerfile was not linted');
-    return;
+async function verifyDockerfiles(hadolint: string | undefined): Promise<void> {
+  if (hadolint === undefined) omissions.push('no hadolint: the Dockerfiles were not linted');
+  for (const { file, title, runs } of DOCKERFILES) {
+    const faults = dockerfileFaults(readFileSync(file, 'utf8'), runs);
+    report(`${title}: who runs it, its health, its signals`, faults);
+    if (hadolint === undefined) continue;
+    const outcome = await run(hadolint, [file], { timeoutMs: 60_000 });
+    report(`${title}: hadolint`, outcome.code === 0 ? [] : [lastWords(outcome)]);
   }
-  const outcome = await run(hadolint, [DOCKERFILE], { timeoutMs: 60_000 });
-  report('Dockerfile: hadolint', outcome.code === 0 ? [] : [lastWords(outcome)]);
 }
 
 async function verifyImages(packaged: ReadonlyMap<ServiceName, PackagedService>): Promise<void> {
@@ -238,7 +239,7 @@ async function main(args: string[]): Promise<number> {
   const tools = openToolbox(join(stackHome(), 'tools'), (line) => say(`  ${line}`));
   const packaged = new Map<ServiceName, PackagedService>();
   try {
-    await verifyDockerfile(await tools.hadolint());
+    await verifyDockerfiles(await tools.hadolint());
     for (const name of SERVICES) {
       if (!existsSync(join(ROOT, 'apps', name, 'dist/main.js'))) {
         report(`image of ${name}`, [`apps/${name} is not built: run npm run setup`]);
