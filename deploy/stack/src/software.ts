@@ -8,11 +8,13 @@ import {
   constants,
   existsSync,
   mkdirSync,
+  mkdtempSync,
   readdirSync,
   renameSync,
   rmSync,
   writeFileSync,
 } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 
 export type Log = (line: string) => void;
@@ -40,6 +42,8 @@ interface Program {
   /** Whether a command that was found has all that is needed of it. */
   isComplete?: (path: string) => boolean;
   aptPackages: readonly string[];
+  /** Installed too where apt has them; nothing is missing without them. */
+  optionalAptPackages?: readonly string[];
   whatFor: string;
 }
 
@@ -72,13 +76,8 @@ const programs = {
   nginx: {
     commands: ['nginx'],
     isComplete: hasLua,
-    aptPackages: [
-      'nginx',
-      'libnginx-mod-http-lua',
-      'libnginx-mod-http-brotli-filter',
-      'libnginx-mod-http-brotli-static',
-      'lua-cjson',
-    ],
+    aptPackages: ['nginx', 'libnginx-mod-http-lua', 'lua-cjson'],
+    optionalAptPackages: ['libnginx-mod-http-brotli-filter', 'libnginx-mod-http-brotli-static'],
     whatFor: 'the edge',
   },
   openssl: { commands: ['openssl'], aptPackages: ['openssl'], whatFor: "the edge's self-signed certificate" },
@@ -120,11 +119,28 @@ export function findProgram(name: ProgramName): string | undefined {
   return commands.map(findCommand).find((path) => path !== undefined && isComplete(path));
 }
 
-/** Lua is a module of nginx, in a package of its own. */
-function hasLua(nginx: string): boolean {
+/**
+ * Whether an nginx has Lua, a module in a package of its own, and that lua-cjson, which comes with neither. nginx itself is
+ * asked, and ends with the answer before it serves anything.
+ */
+export function hasLua(nginx: string): boolean {
   const { stderr } = spawnSync(nginx, ['-V'], { encoding: 'utf8', timeout: 20_000 });
-  const folder = /--modules-path=(\S+)/.exec(stderr)?.[1];
-  return folder !== undefined && existsSync(join(folder, 'ngx_http_lua_module.so'));
+  const modules = ['ndk_http_module.so', 'ngx_http_lua_module.so']
+    .map((file) => join(/--modules-path=(\S+)/.exec(stderr ?? '')?.[1] ?? '', file))
+    .filter(existsSync);
+  const folder = mkdtempSync(join(tmpdir(), 'flash-sale-nginx-'));
+  try {
+    const lines = [
+      ...modules.map((path) => `load_module "${path}";`),
+      'pid nginx.pid; events {}',
+      'http { init_by_lua_block { os.exit(pcall(require, "cjson.safe") and 0 or 1) } }',
+    ];
+    writeFileSync(join(folder, 'nginx.conf'), lines.join('\n'));
+    const args = ['-p', `${folder}/`, '-c', 'nginx.conf', '-e', 'stderr'];
+    return spawnSync(nginx, args, { stdio: 'ignore', timeout: 20_000 }).status === 0;
+  } finally {
+    rmSync(folder, { recursive: true, force: true });
+  }
 }
 
 /** Installs what is missing of these programs, all in one go, and checks the versions that matter. */
@@ -132,7 +148,8 @@ export async function requirePrograms(names: readonly ProgramName[], context: In
   const missing = names.filter((name) => findProgram(name) === undefined);
   if (missing.length > 0) {
     const packages = [...new Set(missing.flatMap((name) => programs[name].aptPackages))];
-    await installWithApt(packages, missing, context);
+    const optional = missing.flatMap((name) => (programs[name] as Program).optionalAptPackages ?? []);
+    await installWithApt(packages, optional, missing, context);
     const still = missing.filter((name) => findProgram(name) === undefined);
     if (still.length > 0) {
       throw new Error(`apt installed ${packages.join(' ')}, but ${commandsOf(still)} still cannot be found`);
@@ -212,29 +229,49 @@ function checkVersion(name: ProgramName): void {
 }
 
 /**
- * Runs as root. The policy file is how Debian's own tools keep packages from starting services; one
- * that is there already is the administrator's (or a container image's) and stays as it is. Where systemd
- * runs, a service that came with a package is also kept from starting at the next boot.
+ * The script that installs, as root; it is given the optional packages as one word, then the others. The policy file is how
+ * Debian's own tools keep packages from starting services; one that is there already is the administrator's (or a container
+ * image's) and stays as it is. Where systemd runs, a service that came with a package is also kept from starting at the next
+ * boot. What was on the machine before is somebody's: no package of it is touched, and no service of it stopped.
+ *
+ * @param root the folder in which it finds the machine's folders
  */
-const aptScript = String.raw`
+export function aptScript(root = ''): string {
+  return String.raw`
 set -e
 export DEBIAN_FRONTEND=noninteractive
-policy=/usr/sbin/policy-rc.d
+optional=$1
+shift
+missing() {
+  for package in "$@"; do
+    dpkg -s "$package" 2> /dev/null | grep -q '^Status: .* installed$' || echo "$package"
+  done
+}
+needed=$(missing "$@")
+wished=$(missing $optional)
+services=''
+if [ -d ${root}/run/systemd/system ]; then
+  for package in $needed $wished; do
+    systemctl cat "$package.service" > /dev/null 2>&1 || services="$services $package.service"
+  done
+fi
+policy=${root}/usr/sbin/policy-rc.d
 if [ ! -e "$policy" ] || grep -q 'flash-sale: while installing' "$policy"; then
   trap 'rm -f "$policy"' EXIT
   trap 'exit 130' INT TERM HUP
   printf '#!/bin/sh\n# flash-sale: while installing\nexit 101\n' > "$policy"
   chmod 755 "$policy"
 fi
-install() { apt-get install -qq -y --no-install-recommends -o DPkg::Lock::Timeout=120 "$@"; }
-install "$@" || { apt-get update -qq && install "$@"; }
-if [ -d /run/systemd/system ]; then
-  for service in "$@"; do systemctl disable --now "$service.service" 2> /dev/null || true; done
-fi
+install() { apt-get install -qq -y --no-install-recommends --no-remove -o DPkg::Lock::Timeout=120 "$@"; }
+[ -z "$needed" ] || install $needed || { apt-get update -qq && install $needed; }
+for package in $wished; do install "$package" || true; done
+for service in $services; do systemctl disable --now "$service" 2> /dev/null || true; done
 `;
+}
 
 async function installWithApt(
   packages: readonly string[],
+  optional: readonly string[],
   missing: readonly ProgramName[],
   context: InstallContext,
 ): Promise<void> {
@@ -254,7 +291,8 @@ async function installWithApt(
     );
   }
   context.log(`installing with apt, without starting any service: ${packages.join(' ')}`);
-  const [command = 'sh', ...before] = [...becomeRoot, 'sh', '-c', aptScript, 'install', ...packages];
+  const script = ['sh', '-c', aptScript(), 'install', optional.join(' '), ...packages];
+  const [command = 'sh', ...before] = [...becomeRoot, ...script];
   await runQuietly(command, before, {
     timeoutMs: 600_000,
     whatFails: `apt-get install ${packages.join(' ')}`,
