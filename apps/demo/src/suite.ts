@@ -131,6 +131,8 @@ export async function planSuite(
       TLS_CERTIFICATE: 'self-signed',
       OPS_PORT: String(port(edgeOps)),
       WEB_ROOT,
+      // Where root starts it. The page and the logs of a checkout may be nobody else's, and HOST is this machine only.
+      EDGE_USER: 'root',
       // As at the gateway: the crowd is one address.
       RATE_LIMIT_PER_ADDRESS_PER_SECOND: '0',
       CONNECTIONS_PER_ADDRESS: '0',
