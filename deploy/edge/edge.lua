@@ -123,9 +123,12 @@ local filters = {}
 
 -- Returns nil where the filter is not here: then everybody may be a holder.
 local function filter_of(sale_id, wanted)
+  local key = sale_id .. ":" .. wanted.version
   local filter = filters[sale_id]
+  -- One that was given up there is given up here, or they could take more room than there is.
+  if filter and not holders:ttl(key) then return nil end
   if not filter or filter.version ~= wanted.version then
-    local bytes = holders:get(sale_id .. ":" .. wanted.version)
+    local bytes = holders:get(key)
     if not bytes then return nil end
     filter = { version = wanted.version, bytes = bytes, buckets = wanted.buckets,
                bits_per_bucket = wanted.bitsPerBucket }

@@ -19,11 +19,13 @@ local gateways = {}
 for host, port in (os.getenv("GATEWAY_FEEDS") or ""):gmatch("([^:,%s]+):(%d+)") do
   gateways[#gateways + 1] = { host = host, port = tonumber(port) }
 end
--- The filters in the dictionary, by key.
-local kept = {}
+-- A filter that cannot be kept is not asked for again before that.
+local ASK_AGAIN_AFTER = 10
+-- The filters in the dictionary, and those that cannot be kept with the time at which to ask for them again; by key.
+local kept, not_before = {}, {}
 local failing = false
 
--- The body of an answer with status 200; nil and why otherwise.
+-- The body of an answer with status 200; otherwise nil, why, and whether it was too large.
 local function get(gateway, path, max_bytes)
   local socket = ngx.socket.tcp()
   socket:settimeouts(CONNECT_MS, ANSWER_MS, ANSWER_MS)
@@ -48,11 +50,69 @@ local function get(gateway, path, max_bytes)
     if name == "connection" then is_closing = value:lower() == "close" end
   end
   if not status:match("^HTTP/1%.1 200 ") then return give_up(status) end
-  if not length or length > max_bytes then return give_up("an answer of " .. tostring(length) .. " bytes") end
+  if not length then return give_up("an answer of unknown length") end
+  if length > max_bytes then
+    socket:close()
+    return nil, "an answer of " .. length .. " bytes", true
+  end
   local body, body_fault = socket:receive(length)
   if not body then return give_up(body_fault) end
   if is_closing then socket:close() else socket:setkeepalive(10000, 4) end
   return body
+end
+
+-- Gives up a filter for that of a newer sale, for which there is no room: first one that is not told of any more, then that
+-- of the oldest sale. keys: as told, the oldest sale first; newer: the place of the newer sale there. False if there is none.
+local function give_up_older(keys, is_told, newer, now)
+  local victim
+  for key in pairs(kept) do
+    if not is_told[key] then victim = key end
+  end
+  for i = 1, victim and 0 or newer - 1 do
+    if kept[keys[i]] then
+      victim = keys[i]
+      not_before[victim] = now + ASK_AGAIN_AFTER
+      break
+    end
+  end
+  if not victim then return false end
+  holders:delete(victim)
+  kept[victim] = nil
+  return true
+end
+
+-- Keeps in the dictionary the filters that are told of, as far as there is room. Without its filter a sale is passed to the
+-- gateways.
+local function keep_filters(gateway, refusals, now)
+  local keys, is_told = {}, {}
+  for _, refusal in ipairs(refusals) do
+    if refusal.holders then
+      keys[#keys + 1] = refusal.saleId .. ":" .. refusal.holders.version
+      is_told[keys[#keys]] = true
+    end
+  end
+  for key in pairs(not_before) do
+    if not is_told[key] then not_before[key] = nil end
+  end
+  -- Crowds wait for the newest.
+  for i = #keys, 1, -1 do
+    local key = keys[i]
+    if not kept[key] and (not_before[key] or 0) <= now then
+      local bytes, fault, is_too_large = get(gateway, "/edge/holders/" .. key:gsub(":", "/"), MAX_FILTER_BYTES)
+      if bytes then
+        -- safe_set never throws others out.
+        repeat kept[key] = holders:safe_set(key, bytes) or nil
+        until kept[key] or not give_up_older(keys, is_told, i, now)
+      end
+      if is_too_large or (bytes and not kept[key]) then
+        ngx.log(ngx.WARN, "the holders of ", key, " cannot be kept: ", fault or "the dictionary is full")
+        not_before[key] = now + ASK_AGAIN_AFTER
+        -- Nor is there room for older ones.
+        for older = 1, is_too_large and 0 or i - 1 do not_before[keys[older]] = now + ASK_AGAIN_AFTER end
+      end
+    end
+  end
+  return is_told
 end
 
 -- Whether the dictionaries are as this gateway says; else why not.
@@ -64,22 +124,16 @@ local function ask(gateway)
   if not body then return false, fault end
   local told = cjson.decode(body)
   if type(told) ~= "table" or type(told.refusals) ~= "table" then return false, "an answer of another form" end
-  local wanted = {}
-  for _, refusal in ipairs(told.refusals) do
-    if refusal.holders then
-      local key = refusal.saleId .. ":" .. refusal.holders.version
-      local bytes = kept[key] or get(gateway, "/edge/holders/" .. key:gsub(":", "/"), MAX_FILTER_BYTES)
-      -- Without its filter a sale is passed to the gateways; safe_set never throws others out.
-      wanted[key] = bytes and (kept[key] or holders:safe_set(key, bytes)) and true or nil
-    end
-  end
   -- Filters come before what needs them and go after it.
+  local is_told = keep_filters(gateway, told.refusals, asked_at)
   if not feed:safe_set("refusals", body) then return false, "the dictionary is full" end
   feed:set("asked_at", asked_at)
   for key in pairs(kept) do
-    if not wanted[key] then holders:delete(key) end
+    if not is_told[key] then
+      holders:delete(key)
+      kept[key] = nil
+    end
   end
-  kept = wanted
   return true
 end
 

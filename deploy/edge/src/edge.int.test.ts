@@ -243,6 +243,44 @@ describe('the feed', () => {
     expect(await edge.passes(sales[1] ?? '', shopper())).toBe(false);
   });
 
+  it('is not asked again and again for a filter that is too large to keep', async () => {
+    const [saleId, other] = [nameOfSale(), nameOfSale()];
+    const { holders } = gateway.sellOut(saleId, [], 9, 2 ** 24);
+    gateway.sellOut(other, []);
+    await untilRefused(other);
+    for (let i = 0; i < 3; i += 1) await untilAskedAgain();
+    expect(await edge.passes(saleId, shopper())).toBe(true);
+    const name = `${saleId}/${holders?.version}`;
+    expect(gateway.filtersAsked.filter((one) => one === name)).toHaveLength(1);
+  });
+
+  it('is kept of the newest sales where there is no room for all', async () => {
+    // Two of their filters fit, three do not.
+    const sales = [nameOfSale(), nameOfSale(), nameOfSale()] as const;
+    for (const saleId of sales.slice(0, 2)) {
+      gateway.sellOut(saleId, [], 7, 2 ** 24);
+      await untilRefused(saleId);
+    }
+    gateway.filtersAsked.length = 0;
+    gateway.sellOut(sales[2], [], 7, 2 ** 24);
+    await untilRefused(sales[2]);
+    for (let i = 0; i < 3; i += 1) await untilAskedAgain();
+    expect(await Promise.all(sales.map((saleId) => edge.passes(saleId, shopper())))).toEqual([
+      true,
+      false,
+      false,
+    ]);
+    // Of the older ones, one is asked for in vain, and then none.
+    const older = [nameOfSale(), nameOfSale()];
+    const newer = gateway.refusals;
+    gateway.refusals = [...older.map((saleId) => gateway.sellOut(saleId, [], 7, 2 ** 24)), ...newer];
+    for (let i = 0; i < 3; i += 1) await untilAskedAgain();
+    expect(gateway.filtersAsked.filter((name) => !older.some((saleId) => name.startsWith(saleId)))).toEqual([
+      `${sales[2]}/${newer[2]?.holders?.version}`,
+    ]);
+    expect(gateway.filtersAsked).toHaveLength(2);
+  });
+
   it('has no defect that nginx would have had to note', () => {
     expect(edge.output).not.toMatch(/stack traceback|runtime error|defect|could not be judged|global/);
   });
