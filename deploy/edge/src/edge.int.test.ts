@@ -1,7 +1,12 @@
 import { randomBytes } from 'node:crypto';
 import { readdirSync, readFileSync } from 'node:fs';
 import { connect as connectHttp2 } from 'node:http2';
-import { connect as connectTcp } from 'node:net';
+import {
+  connect as connectTcp,
+  createServer as createTcpServer,
+  type AddressInfo,
+  type Socket,
+} from 'node:net';
 import { join, resolve } from 'node:path';
 import { connect as connectTls } from 'node:tls';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from '@jest/globals';
@@ -416,6 +421,41 @@ describe('without a gateway', () => {
   it('another one takes what the first could not be given', async () => {
     const one = await track(TestEdge.start({ GATEWAYS: `127.0.0.1:9,${gateway.address}` }));
     for (let i = 0; i < 10; i += 1) expect(await one.passes(nameOfSale(), shopper())).toBe(true);
+  });
+});
+
+describe('a gateway that falls silent', () => {
+  it('costs a caller no more than its longest call, and ends no stream of events', async () => {
+    const mute = createTcpServer((socket) => socket.on('error', () => {}));
+    await new Promise<void>((listening) => mute.listen(0, '127.0.0.1', listening));
+    const { port } = mute.address() as AddressInfo;
+    const one = await track(
+      TestEdge.start({ GATEWAYS: `127.0.0.1:${port},${gateway.address}`, WORKERS: '1' }),
+    );
+    const sockets = new Set<Socket>();
+    mute.on('connection', (socket) => sockets.add(socket));
+    try {
+      const signal = AbortSignal.timeout(25_000);
+      const read = async () => (await fetch(`${one.url}/v1/time`, { signal })).status;
+      const entry = async () => {
+        const answer = await one.enter(nameOfSale(), shopper());
+        return answer.status === 200 ? 'taken' : ((await answer.json()) as { code: string }).code;
+      };
+      const stream = async () => (await fetch(`${edge.url}/v1/entries/e/events`, { signal })).text();
+      const four = <T>(ask: () => Promise<T>) => Promise.all(Array.from({ length: 4 }, ask));
+      const [reads, entries, events] = await Promise.all([four(read), four(entry), stream()]);
+      expect(sockets.size).toBeGreaterThan(0);
+      // What may be repeated was given to the other one.
+      expect(reads).toEqual([200, 200, 200, 200]);
+      for (const answer of entries) expect(['taken', 'unavailable']).toContain(answer);
+      // Its caller repeats it, with the same key.
+      const urls = gateway.passed.map(({ url }) => url).filter((url) => url.endsWith('/entries'));
+      expect(urls).toHaveLength(entries.filter((answer) => answer === 'taken').length);
+      expect(events).toContain('data: last');
+    } finally {
+      for (const socket of sockets) socket.destroy();
+      mute.close();
+    }
   });
 });
 
