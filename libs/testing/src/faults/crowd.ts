@@ -104,7 +104,7 @@ export class Crowd {
   private readonly sending = new Set<{ readonly sentMs: number }>();
   private readonly dice: Dice;
   private readonly log: WriteStream;
-  private readonly digests = new Map<object, string>();
+  private readonly digests = new WeakMap<object, string>();
   private readonly rates: Record<Kind, number>;
   private readonly underway: Record<Kind | 'rushers', number> = { buyers: 0, seekers: 0, rushers: 0 };
   private rushThread: RushThread | null = null;
@@ -497,10 +497,9 @@ export class Crowd {
 
   /** Most bodies are the same object. */
   private digestOf(body: object): string {
-    const known = this.digests.get(body);
-    if (known !== undefined) return known;
-    const digest = createHash('sha256').update(JSON.stringify(body)).digest('base64url');
-    if (body === ENTRY_BODY || body === DELIVERY) this.digests.set(body, digest);
+    const digest =
+      this.digests.get(body) ?? createHash('sha256').update(JSON.stringify(body)).digest('base64url');
+    this.digests.set(body, digest);
     return digest;
   }
 }
