@@ -3,7 +3,8 @@ import { chmodSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSyn
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from '@jest/globals';
-import { StandInGateway, TestEdge, freePorts } from './fixtures/stand-in-gateway.js';
+import { chooseFreePorts } from '@flash-sale/stack';
+import { StandInGateway, TestEdge } from './fixtures/stand-in-gateway.js';
 
 /** How nginx is started, and what is made of the variables for it. */
 const ROOT = resolve(import.meta.dirname, '../../..');
@@ -88,7 +89,7 @@ describe('start.sh', () => {
 
   /** What it writes into generated/ for these variables, by file. */
   async function generated(variables: Record<string, string>): Promise<(file: string) => string> {
-    const [port = 0, tlsPort = 0, opsPort = 0] = await freePorts(3);
+    const [port = 0, tlsPort = 0, opsPort = 0] = await chooseFreePorts(3);
     const home = mkdtempSync(join(tmpdir(), 'edge-test-'));
     try {
       start({
@@ -137,7 +138,7 @@ describe('start.sh', () => {
   });
 
   it('makes a configuration that nginx takes', async () => {
-    const [port = 0, opsPort = 0] = await freePorts(2);
+    const [port = 0, opsPort = 0] = await chooseFreePorts(2);
     const { status, stderr } = start({
       GATEWAYS: '127.0.0.1:1',
       PORT: String(port),

@@ -9,3 +9,4 @@ export {
   type PrivateServerOptions,
   type ServerSettings,
 } from './private-server.js';
+export { chooseFreePort, chooseFreePorts } from './processes.js';

@@ -11,6 +11,7 @@ import {
   chooseFreePort,
   lastLines,
   launch,
+  listensOn,
   loopback,
   stopProcess,
   type ProcessIdentity,
@@ -79,44 +80,70 @@ export async function requireNativePrograms(
   );
 }
 
+/** A port that was free a moment ago may be another's by the time a server listens there; then another port is tried. */
+const mostPortsTried = 3;
+const portTaken = 'Address already in use';
+
+/**
+ * Starts one and returns when that very process serves.
+ *
+ * @throws with the end of its log when it does not start
+ */
 export async function startNative(name: ServerName, start: NativeStart): Promise<NativeServer> {
   const kind = kinds[name];
   const folder = join(start.home, name);
   const logFile = join(folder, 'server.log');
   mkdirSync(folder, { recursive: true, mode: 0o700 });
-  // The previous log may be what explains a crash.
-  if (existsSync(logFile)) renameSync(logFile, join(folder, 'server.previous.log'));
-  const port = await chooseFreePort(start.preferredPort ?? kind.usualPort);
-  try {
-    const { command, args, startTimeoutMs } = await kind.prepare(folder, port, start);
-    start.signal.throwIfAborted();
-    const env = start.env && { ...process.env, ...start.env };
-    const launched = await launch({ command, args, logFile, ...(env && { env }) });
-    const server = { port, process: launched.identity };
-    start.onProcess(server);
+  for (let portsTried = 1; ; portsTried += 1) {
+    // The previous log may be what explains a crash.
+    if (existsSync(logFile)) renameSync(logFile, join(folder, 'server.previous.log'));
     try {
-      await waitUntilServing(
-        name,
-        { host: loopback, port },
-        {
-          timeoutMs: startTimeoutMs,
-          signal: start.signal,
-          givenUp: launched.ending,
-        },
-      );
+      return await startOnFreePort(name, folder, logFile, start);
     } catch (error) {
-      await stopProcess(launched.identity, stopGraceMs);
-      throw error;
+      start.signal.throwIfAborted();
+      const reason = error instanceof Error ? error.message : String(error);
+      const end = lastLines(logFile, 15);
+      if (portsTried < mostPortsTried && lastLines(logFile, 200).includes(portTaken)) {
+        start.log(`another process took the port of ${kind.label} before it could; trying another`);
+        continue;
+      }
+      throw new Error(`${kind.label} did not start: ${reason}\nThe end of ${logFile}:\n${end}`, {
+        cause: error,
+      });
     }
-    return server;
-  } catch (error) {
-    start.signal.throwIfAborted();
-    const reason = error instanceof Error ? error.message : String(error);
-    throw new Error(
-      `${kind.label} did not start: ${reason}\nThe end of ${logFile}:\n${lastLines(logFile, 15)}`,
-      { cause: error },
-    );
   }
+}
+
+async function startOnFreePort(
+  name: ServerName,
+  folder: string,
+  logFile: string,
+  start: NativeStart,
+): Promise<NativeServer> {
+  const kind = kinds[name];
+  const port = await chooseFreePort(start.preferredPort ?? kind.usualPort);
+  const { command, args, startTimeoutMs } = await kind.prepare(folder, port, start);
+  start.signal.throwIfAborted();
+  const env = start.env && { ...process.env, ...start.env };
+  const { identity, ending } = await launch({ command, args, logFile, ...(env && { env }) });
+  const server = { port, process: identity };
+  start.onProcess(server);
+  try {
+    await waitUntilServing(
+      name,
+      { host: loopback, port },
+      {
+        timeoutMs: startTimeoutMs,
+        signal: start.signal,
+        givenUp: ending,
+        isExpected: () => listensOn(identity, port),
+      },
+    );
+  } catch (error) {
+    await stopProcess(identity, stopGraceMs);
+    throw error;
+  }
+  return server;
 }
 
 async function prepareRedis(folder: string, port: number, start: NativeStart): Promise<Preparation> {

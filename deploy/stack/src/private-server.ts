@@ -2,6 +2,7 @@
 import { join } from 'node:path';
 import { requireNativePrograms, startNative, stopGraceMs } from './native.js';
 import {
+  chooseFreePort,
   endingSignals,
   isRunning,
   loopback,
@@ -87,7 +88,7 @@ export async function startPrivateServer(
     ...context,
     home: options.folder,
     softwareHome,
-    ...(options.port !== undefined && { preferredPort: options.port }),
+    preferredPort: options.port ?? (await chooseFreePort()),
     ...(options.settings && { settings: options.settings }),
     ...(options.env && { env: options.env }),
     onProcess: ({ process: identity }) => keepTrackOf(identity),

@@ -69,6 +69,8 @@ export interface WaitOptions {
   signal: AbortSignal;
   /** Words for why waiting is pointless, e.g. that the process has ended. */
   givenUp?: () => string | undefined;
+  /** Whether it is the expected process that listens there; by default any that answers is believed. */
+  isExpected?: () => boolean;
 }
 
 /** Returns once the server serves; throws when it does not within the bound. */
@@ -80,7 +82,9 @@ export async function waitUntilServing(
   const deadline = Date.now() + options.timeoutMs;
   for (;;) {
     options.signal.throwIfAborted();
-    const fault = await probe(name, address, 2_000);
+    const answer = await probe(name, address, 2_000);
+    const isOther = answer === undefined && options.isExpected?.() === false;
+    const fault = isOther ? 'another process listens on its port' : answer;
     if (fault === undefined) return;
     const ending = options.givenUp?.();
     if (ending !== undefined) throw new Error(`it ended while starting: ${ending}`);

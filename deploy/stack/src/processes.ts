@@ -5,8 +5,9 @@
  * process. So a process is always named by its id together with its start time, and nothing is ever
  * signalled before both were compared.
  */
-import { execFileSync, spawn } from 'node:child_process';
-import { closeSync, existsSync, openSync, readFileSync } from 'node:fs';
+import { execFileSync, spawn, spawnSync } from 'node:child_process';
+import { randomInt } from 'node:crypto';
+import { closeSync, existsSync, openSync, readFileSync, readdirSync, readlinkSync } from 'node:fs';
 import { createServer, type AddressInfo, type Server } from 'node:net';
 import { setTimeout as sleep } from 'node:timers/promises';
 
@@ -129,7 +130,46 @@ async function goneWithin(identity: ProcessIdentity, timeoutMs: number): Promise
   return true;
 }
 
-/** A loopback port nobody listens on: the preferred one where it is free, else the kernel's choice. */
+/**
+ * Whether it is this very process that listens on a loopback port, and not another one that took the port in the moment
+ * between its being found free and its being used: whoever believes any answer there serves himself from a stranger's data.
+ */
+export function listensOn(identity: ProcessIdentity, port: number): boolean {
+  if (!isRunning(identity)) return false;
+  if (!existsSync('/proc/net/tcp')) {
+    const question = ['-nP', '-a', '-p', String(identity.pid), `-iTCP:${port}`, '-sTCP:LISTEN'];
+    return spawnSync('lsof', question, { stdio: 'ignore', timeout: 3_000 }).status === 0;
+  }
+  const sockets = new Set(['tcp', 'tcp6'].flatMap((table) => listeningSockets(table, port)));
+  try {
+    const folder = `/proc/${identity.pid}/fd`;
+    return readdirSync(folder).some((descriptor) => sockets.has(linkOf(`${folder}/${descriptor}`)));
+  } catch {
+    return false;
+  }
+}
+
+/** As /proc names them among a process's open files; by the table's columns in proc(5). */
+function listeningSockets(table: string, port: number): string[] {
+  const listening = '0A';
+  const suffix = `:${port.toString(16).toUpperCase().padStart(4, '0')}`;
+  const lines = readFileSync(`/proc/net/${table}`, 'latin1').trim().split('\n').slice(1);
+  return lines
+    .map((line) => line.trim().split(/\s+/))
+    .filter(([, local, , state]) => local?.endsWith(suffix) && state === listening)
+    .map((fields) => `socket:[${fields[9]}]`);
+}
+
+function linkOf(path: string): string {
+  try {
+    return readlinkSync(path);
+  } catch {
+    // Closed since the folder was listed.
+    return '';
+  }
+}
+
+/** A loopback port nobody listens on: the preferred one where it is free, else one at random. */
 export async function chooseFreePort(preferred?: number): Promise<number> {
   if (preferred !== undefined) {
     const server = await listen(preferred).catch(() => undefined);
@@ -140,10 +180,27 @@ export async function chooseFreePort(preferred?: number): Promise<number> {
   return port;
 }
 
-/** Held all at once, so that they differ. */
+/** Below what systems give to outgoing connections, which would take the port of a server that is being restarted. */
+const portsToChooseFrom = { from: 10_240, to: 32_768 } as const;
+const mostTriesPerPort = 100;
+
+/**
+ * Held all at once, so that they differ; at random, so that two runs that start together rarely choose the same.
+ *
+ * @throws when there are none
+ */
 export async function chooseFreePorts(count: number): Promise<number[]> {
   const servers: Server[] = [];
-  while (servers.length < count) servers.push(await listen(0));
+  for (let tries = 0; servers.length < count; tries += 1) {
+    if (tries === count * mostTriesPerPort) {
+      await Promise.all(servers.map(release));
+      throw new Error(`no ${count} free ports on ${loopback} among ${tries} that were tried`);
+    }
+    const server = await listen(randomInt(portsToChooseFrom.from, portsToChooseFrom.to)).catch(
+      () => undefined,
+    );
+    if (server) servers.push(server);
+  }
   return Promise.all(servers.map(release));
 }
 

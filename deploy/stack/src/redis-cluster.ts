@@ -8,6 +8,7 @@ import {
   endingSignals,
   lastLines,
   launch,
+  listensOn,
   loopback,
   signalProcess,
   stopProcess,
@@ -120,7 +121,12 @@ async function startNode(
     await waitUntilServing(
       'redis',
       { host: loopback, port },
-      { timeoutMs: startTimeoutMs, signal: neverAborted, givenUp: node.ending },
+      {
+        timeoutMs: startTimeoutMs,
+        signal: neverAborted,
+        givenUp: node.ending,
+        isExpected: () => listensOn(node.identity, port),
+      },
     );
   } catch (error) {
     throw new Error(`a cluster node did not start: ${(error as Error).message}\n${lastLines(logFile, 10)}`, {

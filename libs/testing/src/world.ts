@@ -1,10 +1,10 @@
 import { spawn, type ChildProcess } from 'node:child_process';
 import { createHmac, randomBytes } from 'node:crypto';
 import { appendFileSync, cpSync, createWriteStream, mkdtempSync, readFileSync, rmSync } from 'node:fs';
-import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { dropTestDatabase, migrate } from '@flash-sale/database';
+import { chooseFreePorts } from '@flash-sale/stack';
 import { Caller, SKU_ID } from './caller.js';
 import { NameService } from './name-service.js';
 import { sleep, until } from './waiting.js';
@@ -134,7 +134,7 @@ export class World {
 
   static async start(options: WorldOptions = {}): Promise<World> {
     const names = options.discovery === 'dns' ? await NameService.start() : null;
-    const world = new World(options, await freePorts(portsNeeded(options)), names);
+    const world = new World(options, await chooseFreePorts(portsNeeded(options)), names);
     await migrate(world.mysqlUrl);
     try {
       const services = options.services ?? SERVICES;
@@ -531,24 +531,6 @@ export interface Verdict {
   /** What the operator's report shows as well. */
   readonly books: Readonly<Record<'redis' | 'mysql' | 'kafka', Readonly<Record<string, unknown>>>>;
   readonly invariants: { readonly checked: number; readonly broken: readonly string[] };
-}
-
-/** Ports that nobody listens on now. All are held open until the last is known, so none comes twice. */
-async function freePorts(count: number): Promise<number[]> {
-  const servers = await Promise.all(
-    Array.from({ length: count }, async () => {
-      const server = createServer();
-      await new Promise<void>((listening) => server.listen(0, '127.0.0.1', listening));
-      return server;
-    }),
-  );
-  const ports = servers.map((server) => {
-    const address = server.address();
-    if (address === null || typeof address === 'string') throw new Error('a TCP server has a port');
-    return address.port;
-  });
-  await Promise.all(servers.map((server) => new Promise((closed) => server.close(closed))));
-  return ports;
 }
 
 function required(name: string): string {

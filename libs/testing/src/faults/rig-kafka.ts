@@ -1,8 +1,8 @@
 import { randomBytes } from 'node:crypto';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
-import { connect, createServer, type AddressInfo } from 'node:net';
+import { connect } from 'node:net';
 import { join } from 'node:path';
-import { startPrivateServer, type PrivateServer } from '@flash-sale/stack';
+import { chooseFreePort, startPrivateServer, type PrivateServer } from '@flash-sale/stack';
 import { until } from '../waiting.js';
 import { framing } from './proxy-frames.js';
 import { RigServer, launch, type RigServerOptions } from './rig-server.js';
@@ -42,7 +42,7 @@ export class RigKafka extends RigServer {
 
   async startSecond(): Promise<void> {
     const folder = join(this.folder, 'second');
-    const port = this.second?.port ?? (await freePort());
+    const port = this.second?.port ?? (await chooseFreePort());
     if (!this.second) this.join(join(folder, 'kafka', 'data'));
     this.second = await startPrivateServer('kafka', {
       folder,
@@ -85,14 +85,6 @@ function propertyOf(file: string, name: string): string {
     .find((text) => text.startsWith(`${name}=`));
   if (!line) throw new Error(`${file} does not say ${name}`);
   return line.slice(name.length + 1).trim();
-}
-
-async function freePort(): Promise<number> {
-  const server = createServer();
-  await new Promise<void>((listening) => server.listen(0, '127.0.0.1', listening));
-  const { port } = server.address() as AddressInfo;
-  await new Promise((closed) => server.close(closed));
-  return port;
 }
 
 // ── Two requests of Kafka's protocol, written by hand ───────────────────────────────────────────────────────────────────

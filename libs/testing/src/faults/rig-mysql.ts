@@ -18,7 +18,13 @@ export class RigMysql extends RigServer {
   static async launch(options: RigServerOptions): Promise<RigMysql> {
     const { server, disk } = await launch(options);
     const mysql = new RigMysql(options, server, disk);
-    await mysql.createSuite();
+    try {
+      await mysql.createSuite();
+    } catch (error) {
+      // Nobody else knows of it yet, and its disk would stay mounted.
+      await mysql.stop();
+      throw error;
+    }
     return mysql;
   }
 

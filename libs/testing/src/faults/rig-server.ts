@@ -82,6 +82,7 @@ export abstract class RigServer {
   async start(temporary: Pick<PrivateServerOptions, 'settings' | 'env'> = {}): Promise<void> {
     if (this.isRunning()) throw new Error(`${this.options.name} runs already; kill it or shut it down first`);
     this.restartToHeal = Object.keys(temporary).length > 0;
+    const { port } = this.server;
     this.server = await startPrivateServer(this.options.name, {
       folder: this.folder,
       port: this.server.port,
@@ -89,6 +90,9 @@ export abstract class RigServer {
       ...(temporary.env && { env: temporary.env }),
       settings: { ...this.options.settings, ...temporary.settings },
     });
+    // Its proxy, and whoever connects to it directly, know it by that port.
+    if (this.server.port !== port)
+      throw new Error(`another process took port ${port} while ${this.options.name} was down; run it again`);
   }
 
   /** @throws NotHere where no disk of its own could be mounted */
