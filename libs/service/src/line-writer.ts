@@ -13,9 +13,9 @@ export interface LineWriterOptions {
 }
 
 /**
- * Writes lines to a descriptor in their order, each before `write` returns as long as the reader keeps up. A reader that
- * stands still must not make the process stand still too: then lines wait, bounded, and those beyond the bound are dropped
- * and counted.
+ * Writes lines to a descriptor in their order. Those of one turn of the event loop leave together at its end, because a busy
+ * process would otherwise spend more on writing lines than on what they tell of. A reader that stands still must not make the
+ * process stand still too: then lines wait, bounded, and those beyond the bound are dropped and counted.
  */
 export class LineWriter {
   /** Told how many lines were dropped, once lines flow again. */
@@ -23,6 +23,9 @@ export class LineWriter {
   private waiting: Buffer[] = [];
   private waitingBytes = 0;
   private dropped = 0;
+  /** Lines are being gathered until the end of this turn. */
+  private turn: NodeJS.Immediate | undefined;
+  /** The reader is slow; it is tried again then. */
   private timer: NodeJS.Timeout | undefined;
   private readonly fd: number;
   private readonly maxWaitingBytes: number;
@@ -41,7 +44,10 @@ export class LineWriter {
     }
     this.waiting.push(bytes);
     this.waitingBytes += bytes.length;
-    if (this.timer === undefined) this.flow();
+    if (this.timer !== undefined) return;
+    // A turn that says this much is not waited for: its end may come too late for what else it says.
+    if (this.waitingBytes >= MAX_WRITE_BYTES) this.flow();
+    else this.turn ??= setImmediate(() => this.flow()).unref();
   }
 
   /** Writes what waits, trying for so long at most; blocks. For the end of a process, when nothing else can run any more. */
@@ -53,6 +59,8 @@ export class LineWriter {
   }
 
   private flow(): void {
+    clearImmediate(this.turn);
+    this.turn = undefined;
     if (!this.writeWaiting()) {
       this.timer = setTimeout(() => {
         this.timer = undefined;
