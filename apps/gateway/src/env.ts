@@ -1,5 +1,6 @@
 import {
   serviceAddressVariable,
+  callVariables,
   chassisVariables,
   flagVariable,
   intVariable,
@@ -20,6 +21,7 @@ const base64Secret = z
 
 export const gatewayVariables = {
   ...chassisVariables,
+  ...callVariables,
   ...redisVariables,
   HOST: z.string().default('0.0.0.0'),
   /** Where shoppers call. */

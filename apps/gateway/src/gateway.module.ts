@@ -59,8 +59,9 @@ export async function startGateway(
     now: Date.now,
   });
   const redis = await connectRedis({ ...address, name: 'gateway', log });
-  const line = new LineClient(env.TOKEN_URL);
-  const orders = new OrdersClient(env.ORDER_URL);
+  const calls = { coalesce: env.COALESCE };
+  const line = new LineClient(env.TOKEN_URL, calls);
+  const orders = new OrdersClient(env.ORDER_URL, calls);
   const sales = new SalesClient(env.INVENTORY_URL);
   const operators = new OperatorsClient(env.ORDER_URL);
   const feed = new SalesFeed({ redis, address, log });

@@ -1,6 +1,7 @@
 import { z } from 'zod';
 import {
   serviceAddressVariable,
+  callVariables,
   chassisVariables,
   grpcVariables,
   intVariable,
@@ -17,6 +18,7 @@ const topic = z.string().regex(/^[A-Za-z0-9._-]{1,100}$/, 'must be 1 to 100 char
 /** The order service's variables; units are in their names. */
 export const orderVariables = {
   ...chassisVariables,
+  ...callVariables,
   ...grpcVariables,
   ...kafkaVariables,
   ...mysqlVariables,

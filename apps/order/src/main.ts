@@ -44,7 +44,7 @@ await runMain('order', env.LOG_LEVEL, async (log) => {
   const asideConnections = Math.min(ASIDE_CONNECTIONS, env.MYSQL_POOL_SIZE - 1);
   const database = new QueuedDatabase(pool, env.MYSQL_POOL_SIZE - asideConnections);
   const aside = new QueuedDatabase(pool, asideConnections);
-  const stock = new StockClient(env.INVENTORY_URL);
+  const stock = new StockClient(env.INVENTORY_URL, { coalesce: env.COALESCE });
 
   const lag = new WriterLag({ admin, topic, group: env.ORDERS_GROUP, maxLag: env.MAX_WRITER_LAG, log });
   const reader = new OrderReader({ database, lists: aside, stock, lag });

@@ -1,5 +1,6 @@
 import {
   serviceAddressVariable,
+  callVariables,
   chassisVariables,
   grpcVariables,
   intVariable,
@@ -13,6 +14,7 @@ import {
 
 const variables = {
   ...chassisVariables,
+  ...callVariables,
   ...grpcVariables,
   ...redisVariables,
   ...purchaseTokenVariables,

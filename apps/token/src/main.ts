@@ -20,7 +20,7 @@ await runMain('token', env.LOG_LEVEL, async (log) => {
     name: 'token',
     log,
   });
-  const stock = new StockClient(env.INVENTORY_URL);
+  const stock = new StockClient(env.INVENTORY_URL, { coalesce: env.COALESCE });
   const keys = env.PURCHASE_TOKEN_KEYS;
   const proofOfWork = new ProofOfWork(redis, {
     secret: derivedSecret(keys[0].secret, 'challenge'),

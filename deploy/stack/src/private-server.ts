@@ -34,6 +34,8 @@ export interface PrivateServer {
   /** Where its files are. */
   readonly folder: string;
   readonly logFile: string;
+  /** The system's number of its process. */
+  readonly pid: number;
   isRunning(): boolean;
   /** False when it no longer runs. */
   signal(signal: NodeJS.Signals): boolean;
@@ -99,6 +101,7 @@ export async function startPrivateServer(
     port: server.port,
     folder,
     logFile: join(folder, 'server.log'),
+    pid: server.process.pid,
     isRunning: () => isRunning(server.process),
     signal: (signal) => signalProcess(server.process, signal),
     async stop() {

@@ -20,6 +20,8 @@ import { findProgram, requirePrograms, runQuietly, type Log } from './software.j
 export interface RedisCluster {
   /** As URLs: redis://127.0.0.1:PORT */
   nodes: string[];
+  /** The system's numbers of their processes. */
+  pids: number[];
   stop(): Promise<void>;
 }
 
@@ -76,7 +78,11 @@ export async function startRedisCluster(options: RedisClusterOptions): Promise<R
     const starts = await Promise.allSettled(nodes.map((node) => startNode(folder, node, running)));
     for (const start of starts) if (start.status === 'rejected') throw start.reason;
     await formCluster(nodes);
-    return { nodes: nodes.map(({ port }) => `redis://${loopback}:${port}`), stop };
+    return {
+      nodes: nodes.map(({ port }) => `redis://${loopback}:${port}`),
+      pids: running.map(({ pid }) => pid),
+      stop,
+    };
   } catch (error) {
     await stop();
     throw error;

@@ -54,12 +54,19 @@ interface Results<Result> {
   readonly results: readonly Result[];
 }
 
+/** How the calls of a client travel. */
+export interface CallOptions {
+  /** False: each item has an RPC to itself. Only to measure what it saves to let them travel together. */
+  readonly coalesce?: boolean;
+}
+
 /** One batched method: items of one turn travel in one RPC. `share` is that of the room these items may fill. */
 type ItemCall<Item, Result> = (item: Item, timeoutMs?: number, share?: number) => Promise<Result>;
 
 function itemCall<Item, Result>(
   channel: GrpcChannel,
   name: MethodName,
+  { coalesce = true }: CallOptions,
   limit = new ConcurrencyLimit(METHODS[name].room),
 ): ItemCall<Item, Result> {
   const method = name.slice(name.indexOf('.') + 1);
@@ -71,7 +78,7 @@ function itemCall<Item, Result>(
       const reply = await channel.call<Batch<Item>, Results<Result>>(method, { items, waitsMs }, deadlineMs);
       return reply.results;
     },
-    { name, limit },
+    { name, limit, ...(coalesce ? {} : { maxBatch: 1, maxInFlight: Number.POSITIVE_INFINITY }) },
   );
   return (item, timeoutMs = DEFAULT_CALL_TIMEOUT_MS, share) =>
     coalescer.call(item, performance.now() + timeoutMs, share);
@@ -124,12 +131,12 @@ export class StockClient {
   readonly recordOffsets: UnaryCall<inventory.RecordOffsetsRequest, inventory.RecordOffsetsReply>;
   readonly applyEffects: UnaryCall<inventory.ApplyEffectsRequest, inventory.ApplyEffectsReply>;
 
-  constructor(address: string) {
+  constructor(address: string, options: CallOptions = {}) {
     this.channel = new GrpcChannel('Stock', address);
-    this.grant = itemCall(this.channel, 'Stock.Grant');
-    this.findHold = itemCall(this.channel, 'Stock.FindHolds');
-    this.release = itemCall(this.channel, 'Stock.Release');
-    this.queue = itemCall(this.channel, 'Stock.Queue');
+    this.grant = itemCall(this.channel, 'Stock.Grant', options);
+    this.findHold = itemCall(this.channel, 'Stock.FindHolds', options);
+    this.release = itemCall(this.channel, 'Stock.Release', options);
+    this.queue = itemCall(this.channel, 'Stock.Queue', options);
     this.recordOffsets = unaryCall(this.channel, 'RecordOffsets', CORE_CALLS);
     this.applyEffects = unaryCall(this.channel, 'ApplyEffects', CORE_CALLS);
   }
@@ -170,11 +177,11 @@ export class LineClient {
   readonly leave: ItemCall<token.LeaveItem, token.LeaveResult>;
   readonly createChallenge: UnaryCall<token.CreateChallengeRequest, token.CreateChallengeReply>;
 
-  constructor(address: string) {
+  constructor(address: string, options: CallOptions = {}) {
     this.channel = new GrpcChannel('Line', address);
-    this.enter = itemCall(this.channel, 'Line.Enter', this.entering);
-    this.findEntry = itemCall(this.channel, 'Line.FindEntries');
-    this.leave = itemCall(this.channel, 'Line.Leave');
+    this.enter = itemCall(this.channel, 'Line.Enter', options, this.entering);
+    this.findEntry = itemCall(this.channel, 'Line.FindEntries', options);
+    this.leave = itemCall(this.channel, 'Line.Leave', options);
     this.createChallenge = unaryCall(this.channel, 'CreateChallenge', CORE_CALLS);
   }
   /** Whether one more entry would be refused at this moment: asked before anything is spent on it. */
@@ -200,10 +207,10 @@ export class OrdersClient {
   readonly cancel: UnaryCall<order.CancelRequest, order.OrderReply>;
   readonly settlePayment: UnaryCall<order.SettlePaymentRequest, order.SettlePaymentReply>;
 
-  constructor(address: string) {
+  constructor(address: string, options: CallOptions = {}) {
     this.channel = new GrpcChannel('Orders', address);
-    this.place = itemCall(this.channel, 'Orders.Place', this.placing);
-    this.find = itemCall(this.channel, 'Orders.FindOrders');
+    this.place = itemCall(this.channel, 'Orders.Place', options, this.placing);
+    this.find = itemCall(this.channel, 'Orders.FindOrders', options);
     this.list = unaryCall(this.channel, 'ListOrders', OTHER_CALLS);
     this.pay = unaryCall(this.channel, 'Pay', CORE_CALLS);
     this.cancel = unaryCall(this.channel, 'Cancel', CORE_CALLS);

@@ -11,6 +11,7 @@ export {
   SalesClient,
   StockClient,
   type BatchedMethod,
+  type CallOptions,
 } from './clients.js';
 export {
   CallFailed,

@@ -130,6 +130,12 @@ export const grpcVariables = {
   GRPC_PORT: portVariable.meta({ example: '9000' }),
 } as const;
 
+/** Variables of a service that calls others item by item. */
+export const callVariables = {
+  /** Whether calls of one moment travel together; false only to measure what that saves. */
+  COALESCE: flagVariable.default(true),
+} as const;
+
 /** Where Redis is. Use with {@link redisRule}. */
 export const redisVariables = {
   REDIS_URL: z

@@ -1,0 +1,227 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+import type { ChildProcess } from 'node:child_process';
+import { nextMessage, startChild } from './child.js';
+import { LoadGenerator, requestText, type Load, type LoadResult } from './generator.js';
+import {
+  cpuBetween,
+  forgetPeaks,
+  memoryMiB,
+  readCpu,
+  type CpuReading,
+  type ProcessGroup,
+} from './processes.js';
+import type { Suite } from './suite.js';
+
+/** How much is sent. */
+export interface Size {
+  /** Requests of one measurement of an operation. */
+  readonly requests: number;
+  /** Of the unit beside it. */
+  readonly unitRequests: number;
+  /** Requests of one measurement of latencies. */
+  readonly latencyRequests: number;
+}
+
+/** One measurement of an operation's cost. */
+export interface Sample {
+  /** CPU time per operation of all processes, µs, and of each. */
+  readonly micros: number;
+  readonly byProcess: Readonly<Record<string, number>>;
+  /** `micros` in units, the unit having been measured right before. */
+  readonly units: number;
+  readonly perSecond: number;
+  /** Peak of resident memory meanwhile, MiB. */
+  readonly peakMiB: Readonly<Record<string, number>>;
+}
+
+/** What is measured as a whole: a load on a suite, from its begin until everything that it began is done. */
+export interface Measurement {
+  readonly name: string;
+  readonly suite: Suite;
+  /** Absent where the work is there already and only has to be let go. */
+  readonly load?: Load;
+  /** How many operations it is. */
+  readonly operations: number;
+  /** False: the unit was measured a moment ago, and there is no time to measure it again. */
+  readonly withUnit?: boolean;
+  /** Right before the load, when its connections are open. */
+  readonly begin?: () => void;
+  /** After the load; resolves with when the work was done, on the `performance.now()` scale, ms. What comes later costs too. */
+  readonly settle?: () => Promise<number>;
+}
+
+export const CONNECTIONS = 64;
+/** Of an open load: a call must find one free when it is due. */
+const OPEN_CONNECTIONS = 256;
+/** Latencies are told of a system that is busy but not full. */
+const LATENCY_SHARE = 0.6;
+/** More answers than this share that are not as they should be, and something else was measured than was meant. */
+const MOST_UNEXPECTED = 0.005;
+/** Ten bytes; the answer has twenty. */
+const UNIT_BODY = '{"n":1234}';
+const REST_MS = 2_000;
+
+/** Measures, with the unit beside each measurement, and keeps what was found by the operation's name. */
+export class Bench {
+  readonly samples = new Map<string, Sample[]>();
+  readonly latenciesMs = new Map<string, number[]>();
+  readonly unitMicros: number[] = [];
+  /** How late calls of open loads were sent, at worst: 99th percentile, ms. */
+  latenessMs = 0;
+  /** What is measured now only warms up. */
+  warmingUp = true;
+  private unitNow: number | undefined;
+
+  private constructor(
+    readonly size: Size,
+    private readonly generator: LoadGenerator,
+    private readonly unit: ChildProcess,
+    private readonly unitOrigin: string,
+    private readonly progress: (line: string) => void,
+  ) {}
+
+  static async start(size: Size, progress: (line: string) => void): Promise<Bench> {
+    const unit = startChild('unit-server');
+    const port = await nextMessage<number>(unit);
+    return new Bench(size, LoadGenerator.start(), unit, `http://127.0.0.1:${port}`, progress);
+  }
+
+  stop(): void {
+    this.generator.stop();
+    this.unit.kill('SIGKILL');
+  }
+
+  /** Measures the cost of an operation. @throws when too many answers are not as they should be */
+  async measure(measurement: Measurement): Promise<Sample> {
+    const { name, suite, load, operations, begin, settle, withUnit = true } = measurement;
+    const unitMicros = withUnit ? await this.measureUnit() : this.lastUnit();
+    const ready = load && (await this.generator.prepare(load));
+    const { groups } = suite;
+    forgetPeaks(groups);
+    const before = readCpu(groups);
+    const startedMs = performance.now();
+    begin?.();
+    const result = await ready?.run();
+    const doneMs = (await settle?.()) ?? startedMs + (result?.tookMs ?? 0);
+    const after = readCpu(groups);
+    const peakMiB = memoryMiB(groups, 'peak');
+    await ready?.close();
+    if (load && result) mustBeAsExpected(name, result, load.calls.length);
+
+    const sample = { ...costOf(groups, before, after, operations), peakMiB };
+    const measured: Sample = {
+      ...sample,
+      units: sample.micros / unitMicros,
+      perSecond: (1_000 * operations) / (doneMs - startedMs),
+    };
+    this.progress(
+      `${this.warmingUp ? 'warm-up: ' : ''}${name}: ${measured.micros.toFixed(0)} µs, ` +
+        `${measured.units.toFixed(2)} units of ${unitMicros.toFixed(0)} µs, ${measured.perSecond.toFixed(0)} a second`,
+    );
+    if (!this.warmingUp) listOf(this.samples, name).push(measured);
+    return measured;
+  }
+
+  /** Measures latencies at a share of the rate that the operation has just reached. */
+  async measureLatency(name: string, { perSecond }: Sample, load: LoadOf): Promise<void> {
+    const result = await this.send(name, {
+      ...load,
+      connections: OPEN_CONNECTIONS,
+      pace: { kind: 'open', perSecond: LATENCY_SHARE * perSecond },
+    });
+    if (this.warmingUp) return;
+    listOf(this.latenciesMs, name).push(...result.latenciesMs);
+    this.latenessMs = Math.max(this.latenessMs, result.latenessMs);
+  }
+
+  /** Sends a load that only prepares something. @throws when too many answers are not as they should be */
+  async send(name: string, load: Load): Promise<LoadResult> {
+    const ready = await this.generator.prepare(load);
+    try {
+      const result = await ready.run();
+      mustBeAsExpected(name, result, load.calls.length);
+      return result;
+    } finally {
+      await ready.close();
+    }
+  }
+
+  /** Memory of a suite's processes while so many connections are open, each used once, MiB. */
+  async memoryWhileOpen(suite: Suite, load: Load): Promise<Record<'now' | 'peak', Record<string, number>>> {
+    const ready = await this.generator.prepare(load);
+    try {
+      mustBeAsExpected('open connections', await ready.run(), load.calls.length);
+      return { now: memoryMiB(suite.groups, 'now'), peak: memoryMiB(suite.groups, 'peak') };
+    } finally {
+      await ready.close();
+    }
+  }
+
+  /** CPU time that a suite uses while nobody asks it anything, µs per second. */
+  async measureRest(suite: Suite): Promise<Record<string, number>> {
+    const { groups } = suite;
+    const before = readCpu(groups);
+    const startedMs = performance.now();
+    await sleep(REST_MS);
+    const after = readCpu(groups);
+    const { byProcess } = costOf(groups, before, after, (performance.now() - startedMs) / 1_000);
+    return byProcess;
+  }
+
+  /** The cost of one request to the bare server, µs of CPU time. */
+  private async measureUnit(): Promise<number> {
+    const groups = [{ name: 'unit', pids: this.unit.pid === undefined ? [] : [this.unit.pid] }];
+    const call = requestText('POST', '/', { 'content-type': 'application/json' }, UNIT_BODY);
+    const calls = Array.from({ length: this.size.unitRequests }, () => call);
+    const ready = await this.generator.prepare({
+      origins: [this.unitOrigin],
+      calls,
+      expected: [200],
+      ...atOnce(CONNECTIONS),
+    });
+    const before = readCpu(groups);
+    const result = await ready.run();
+    const after = readCpu(groups);
+    await ready.close();
+    mustBeAsExpected('the unit', result, calls.length);
+    const { micros } = costOf(groups, before, after, calls.length);
+    if (!this.warmingUp) this.unitMicros.push(micros);
+    this.unitNow = micros;
+    return micros;
+  }
+
+  private lastUnit(): number {
+    if (this.unitNow === undefined) throw new Error('the unit was not measured yet');
+    return this.unitNow;
+  }
+}
+
+/** A load without its pace. */
+export type LoadOf = Omit<Load, 'connections' | 'pace'>;
+
+/** So many calls always under way, on as many connections. */
+export function atOnce(inFlight: number): Pick<Load, 'connections' | 'pace'> {
+  return { connections: inFlight, pace: { kind: 'closed', inFlight } };
+}
+
+function costOf(
+  groups: readonly ProcessGroup[],
+  before: CpuReading,
+  after: CpuReading,
+  operations: number,
+): Pick<Sample, 'micros' | 'byProcess'> {
+  const used = Object.entries(cpuBetween(groups, before, after));
+  const byProcess = Object.fromEntries(used.map(([name, micros]) => [name, micros / operations]));
+  return { micros: used.reduce((sum, [, micros]) => sum + micros, 0) / operations, byProcess };
+}
+
+function mustBeAsExpected(name: string, { unexpected, example }: LoadResult, calls: number): void {
+  if (unexpected <= MOST_UNEXPECTED * calls) return;
+  throw new Error(`${name}: ${unexpected} of ${calls} answers were not as they should be, e.g. ${example}`);
+}
+
+function listOf<Value>(lists: Map<string, Value[]>, name: string): Value[] {
+  const list = lists.get(name) ?? [];
+  lists.set(name, list);
+  return list;
+}

@@ -1,0 +1,189 @@
+import { execFileSync } from 'node:child_process';
+import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { cpus, release, totalmem, type } from 'node:os';
+import { join, resolve } from 'node:path';
+import { Bench, type Size } from './bench.js';
+import { gatewayMiBWith, redisBytesPerUnit } from './figures.js';
+import { measureGrowth } from './growth.js';
+import { BUDGET_UNITS, PARTS, measurePart, type OperationName, type Part } from './operations.js';
+import { HELP, parseOptions, type BenchOptions } from './options.js';
+import { requireProc } from './processes.js';
+import { Results, figureOf, markdownOf, operationOf, type Figure } from './report.js';
+import { OwnServers } from './servers.js';
+import { median, spreadOf } from './statistics.js';
+import { Suite } from './suite.js';
+
+/** `npm run bench`: what each operation costs, as a table against its budget. */
+const HERE = resolve(import.meta.dirname, '..');
+const ROOT = resolve(HERE, '../..');
+/** Where runs that are not whole are written: among the working files, which are not kept. */
+const WORKING_FOLDER = join(ROOT, '.flash-sale/bench');
+const WHOLE: Size = { requests: 8_000, unitRequests: 12_000, latencyRequests: 4_000 };
+const SHORT: Size = { requests: 1_000, unitRequests: 2_000, latencyRequests: 300 };
+const OPEN_CONNECTIONS = 10_000;
+const USAGE_EXIT_CODE = 2;
+
+const say = (line: string) => void process.stderr.write(`bench: ${line}\n`);
+
+/** What was started, to be stopped in the opposite order. */
+class Started {
+  private readonly stops: (() => unknown)[] = [];
+
+  keep<Thing extends { stop(): unknown }>(thing: Thing): Thing {
+    this.stops.push(() => thing.stop());
+    return thing;
+  }
+
+  async stop(): Promise<void> {
+    for (let stop = this.stops.pop(); stop; stop = this.stops.pop()) {
+      await Promise.resolve(stop()).catch((error: unknown) => say(String(error)));
+    }
+  }
+}
+
+async function run(options: BenchOptions, started: Started): Promise<void> {
+  requireProc();
+  const earlier = options.compareWith === undefined ? undefined : readResults(options.compareWith);
+  say('starting servers and services');
+  const servers = started.keep(await OwnServers.start(say));
+  const plain = started.keep(await Suite.start(servers));
+  const bench = started.keep(await Bench.start(options.isShort ? SHORT : WHOLE, say));
+  const together = options.parts.filter((part) => part !== 'uncoalesced');
+  await repeat(bench, plain, together, options.repetitions);
+  const restMicrosPerSecond = await bench.measureRest(plain);
+  const isWhole = options.parts.length === PARTS.length;
+  const figures = await figuresOf(bench, plain, servers, isWhole || options.isShort);
+  const growth = options.withGrowth ? await measureGrowth(bench, plain, servers, options.repetitions) : [];
+
+  const results: Results = {
+    at: new Date().toISOString(),
+    machine: await machineOf(servers),
+    commit: commitOf(),
+    isShort: options.isShort,
+    repetitions: options.repetitions,
+    unitMicros: median(bench.unitMicros),
+    unitSpread: spreadOf(bench.unitMicros),
+    operations: (Object.keys(BUDGET_UNITS) as OperationName[]).flatMap((name) => {
+      const samples = bench.samples.get(name);
+      if (!samples) return [];
+      return [operationOf(name, BUDGET_UNITS[name], samples, bench.latenciesMs.get(name) ?? [])];
+    }),
+    figures,
+    growth,
+    restMicrosPerSecond,
+    latenessMs: bench.latenessMs,
+  };
+  const out = options.out ?? (isWhole && !options.isShort ? HERE : WORKING_FOLDER);
+  mkdirSync(out, { recursive: true });
+  const text = markdownOf(results, earlier);
+  writeFileSync(join(out, 'latest.json'), `${JSON.stringify(results, null, 2)}\n`);
+  writeFileSync(join(out, 'latest.md'), text);
+  process.stdout.write(text);
+  say(`written to ${out}`);
+}
+
+/** All parts in turn, again and again; the first time only makes everybody warm. */
+async function repeat(
+  bench: Bench,
+  suite: Suite,
+  parts: readonly Part[],
+  repetitions: number,
+): Promise<void> {
+  for (let repetition = 0; repetition <= repetitions; repetition += 1) {
+    bench.warmingUp = repetition === 0;
+    if (repetition > 0) say(`repetition ${repetition} of ${repetitions}`);
+    for (const part of parts) await measurePart(part, bench, suite);
+  }
+}
+
+async function figuresOf(
+  bench: Bench,
+  suite: Suite,
+  servers: OwnServers,
+  withMemory: boolean,
+): Promise<Figure[]> {
+  const ratesOf = (name: OperationName) => (bench.samples.get(name) ?? []).map(({ perSecond }) => perSecond);
+  const figures: Figure[] = [];
+  const purchases = ratesOf('whole purchase');
+  if (purchases.length > 0)
+    figures.push(
+      figureOf('whole purchases, with everything on this machine', 'a second', purchases, { least: 2_000 }),
+    );
+  const drained = ratesOf('queued to decided');
+  if (drained.length > 0)
+    figures.push(
+      figureOf('backlog drained by the writer alone', 'orders a second', drained, { least: 6_000 }),
+    );
+  if (!withMemory) return figures;
+  const bytes = await redisBytesPerUnit(bench, suite, servers);
+  figures.push(figureOf('Redis, data per sold unit', 'bytes', [bytes], { most: 400 }));
+  const { now, peak } = await gatewayMiBWith(bench, suite, OPEN_CONNECTIONS);
+  figures.push(
+    figureOf(`gateway, resident with ${OPEN_CONNECTIONS} open connections`, 'MiB', [now], { most: 150 }),
+    figureOf('the same, its peak since it was started', 'MiB', [peak], { most: 150 }),
+  );
+  return figures;
+}
+
+function readResults(file: string): Results {
+  try {
+    return Results.parse(JSON.parse(readFileSync(file, 'utf8')));
+  } catch (error) {
+    throw new Error(`--compare ${file}: it is not the JSON of an earlier run`, { cause: error });
+  }
+}
+
+async function machineOf(servers: OwnServers): Promise<Results['machine']> {
+  const all = cpus();
+  return {
+    cores: all.length,
+    cpu: all[0]?.model.trim() ?? 'unknown',
+    memoryGiB: Math.round(totalmem() / 2 ** 30),
+    system: `${type()} ${release().split('-')[0]}`,
+    node: process.versions.node,
+    ...(await servers.versions()),
+  };
+}
+
+function commitOf(): string {
+  const git = (...args: string[]) =>
+    execFileSync('git', args, { cwd: ROOT, encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim();
+  try {
+    const isChanged = git('status', '--porcelain', '--untracked-files=no') !== '';
+    return `${git('rev-parse', 'HEAD')}${isChanged ? ', changed' : ''}`;
+  } catch {
+    return 'unknown';
+  }
+}
+
+async function main(args: readonly string[]): Promise<number> {
+  const parsed = parseOptions(args);
+  if (parsed.kind === 'help') {
+    process.stdout.write(HELP);
+    return 0;
+  }
+  if (parsed.kind === 'faults') {
+    for (const fault of parsed.faults) process.stderr.write(`${fault}\n`);
+    process.stderr.write('npm run bench -- --help says what there is\n');
+    return USAGE_EXIT_CODE;
+  }
+  const started = new Started();
+  let stopping: Promise<void> | undefined;
+  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+    // It comes twice: who keeps the servers kills them and sends it once more.
+    process.on(signal, () => {
+      stopping ??= started.stop().finally(() => process.exit(130));
+    });
+  }
+  try {
+    await run(parsed.options, started);
+    return 0;
+  } catch (error) {
+    say(error instanceof Error ? (error.stack ?? error.message) : String(error));
+    return 1;
+  } finally {
+    await started.stop();
+  }
+}
+
+process.exitCode = await main(process.argv.slice(2));
