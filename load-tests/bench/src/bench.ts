@@ -77,7 +77,8 @@ export class Bench {
     private readonly generator: LoadGenerator,
     private readonly unit: ChildProcess,
     private readonly unitOrigin: string,
-    private readonly progress: (line: string) => void,
+    /** Says what is going on, a line at a time. */
+    readonly progress: (line: string) => void,
   ) {}
 
   static async start(size: Size, progress: (line: string) => void): Promise<Bench> {

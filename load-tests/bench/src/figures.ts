@@ -1,7 +1,7 @@
 import { CONNECTIONS, atOnce, type Bench } from './bench.js';
 import { purchasing } from './operations.js';
 import type { OwnServers } from './servers.js';
-import type { Suite } from './suite.js';
+import { HELLO, type Suite } from './suite.js';
 
 /** Data that Redis keeps for each unit that was sold, bytes: everything that came with the sale, over its units. */
 export async function redisBytesPerUnit(bench: Bench, suite: Suite, servers: OwnServers): Promise<number> {
@@ -28,6 +28,7 @@ export async function gatewayMiBWith(
     calls,
     expected: [410],
     connections,
+    greeting: HELLO,
     pace: { kind: 'closed', inFlight: CONNECTIONS },
   });
   return { now: now['gateway'] ?? Number.NaN, peak: peak['gateway'] ?? Number.NaN };

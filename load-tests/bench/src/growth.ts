@@ -1,9 +1,9 @@
 import { CONNECTIONS, atOnce, type Bench, type Sample } from './bench.js';
-import { requestText, type Load } from './generator.js';
+import type { Load } from './generator.js';
 import { introduce, purchasing } from './operations.js';
 import type { OwnServers } from './servers.js';
 import { changePercent, median, spreadOf, type Spread } from './statistics.js';
-import { Suite } from './suite.js';
+import { HELLO, Suite } from './suite.js';
 
 /** What a purchase costs with little and with much of something. */
 export interface Growth {
@@ -87,7 +87,7 @@ function withOneSuite(bench: Bench, suite: Suite): Dimension[] {
   const usual = atOnce(CONNECTIONS);
   const few = (connections: number): Pace => ({
     connections,
-    greeting: requestText('GET', '/v1/time', {}),
+    greeting: HELLO,
     pace: { kind: 'closed', inFlight: FEW_CONNECTIONS },
   });
   const ofSale = (value: number, sale: Readonly<Record<string, unknown>>) => ({

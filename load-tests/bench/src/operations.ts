@@ -139,13 +139,17 @@ async function measureOrders(bench: Bench, suite: Suite): Promise<void> {
   // What earlier operations have left is not a part of this one.
   await suite.settled();
   let sample: Sample;
+  let pausedMs = Number.NaN;
   try {
     sample = await bench.measure({
       name: 'order to 202' satisfies OperationName,
       suite,
       load: { ...load(calls.slice(0, requests)), ...atOnce(CONNECTIONS) },
       operations: requests,
-      begin: () => suite.pauseWriter(),
+      begin: () => {
+        pausedMs = performance.now();
+        suite.pauseWriter();
+      },
       settle: async () => {
         const doneMs = performance.now();
         // Where orders lie in Kafka is passed on a moment after they were answered.
@@ -159,7 +163,13 @@ async function measureOrders(bench: Bench, suite: Suite): Promise<void> {
       operations: requests,
       // The writer must not be away for longer than its session lasts.
       withUnit: false,
-      begin: () => suite.resumeWriter(),
+      begin: () => {
+        if (performance.now() - pausedMs > SESSION_MS)
+          bench.progress(
+            'the writer was away for longer than its session: what follows has its rejoining in it',
+          );
+        suite.resumeWriter();
+      },
       settle: () => suite.settled(),
     });
   } finally {
@@ -171,6 +181,8 @@ async function measureOrders(bench: Bench, suite: Suite): Promise<void> {
 }
 
 const OFFSETS_TAKE_MS = 100;
+/** After this long without a sign of life Kafka's group gives the writer's partitions away. */
+const SESSION_MS = 6_000;
 
 async function measurePurchases(
   bench: Bench,

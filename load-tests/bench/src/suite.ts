@@ -37,6 +37,8 @@ const APPLIED_WITHIN_MS = 20_000;
 const LOOK_EVERY_MS = 20;
 const KEY = 'visit-1';
 const ENTRY_BODY = '{"quantity":1}';
+/** What costs a gateway least; for a load's greeting. */
+export const HELLO = requestText('GET', '/v1/time', {});
 /** Never sold out while a benchmark runs. */
 const PLENTY = 1_000_000;
 
