@@ -8,7 +8,7 @@ import { measureGrowth } from './growth.js';
 import { BUDGET_UNITS, PARTS, measurePart, type OperationName, type Part } from './operations.js';
 import { HELP, parseOptions, type BenchOptions } from './options.js';
 import { requireProc } from './processes.js';
-import { Results, figureOf, markdownOf, operationOf, type Figure } from './report.js';
+import { REDIS_BYTES_PER_UNIT, Results, figureOf, markdownOf, operationOf, type Figure } from './report.js';
 import { OwnServers } from './servers.js';
 import { median, spreadOf } from './statistics.js';
 import { Suite } from './suite.js';
@@ -116,7 +116,7 @@ async function figuresOf(
     );
   if (!withMemory) return figures;
   const bytes = await redisBytesPerUnit(bench, suite, servers);
-  figures.push(figureOf('Redis, data per sold unit', 'bytes', [bytes], { most: 400 }));
+  figures.push(figureOf(REDIS_BYTES_PER_UNIT, 'bytes', [bytes], { most: 400 }));
   const { now, peak } = await gatewayMiBWith(bench, suite, OPEN_CONNECTIONS);
   figures.push(
     figureOf(`gateway, resident with ${OPEN_CONNECTIONS} open connections`, 'MiB', [now], { most: 150 }),

@@ -24,6 +24,9 @@ const Operation = z.object({
 });
 export type Operation = z.infer<typeof Operation>;
 
+/** The name of a figure that others look for. */
+export const REDIS_BYTES_PER_UNIT = 'Redis, data per sold unit';
+
 /** Something that is bounded and no CPU time. */
 const Figure = z.object({
   name: z.string(),
