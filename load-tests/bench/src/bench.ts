@@ -34,10 +34,11 @@ export interface Sample {
   readonly peakMiB: Readonly<Record<string, number>>;
 }
 
-/** What is measured as a whole: a load on a suite, from its begin until everything that it began is done. */
+/** What is measured as a whole: a load, from its begin until everything that it began is done. */
 export interface Measurement {
   readonly name: string;
-  readonly suite: Suite;
+  /** Everything whose CPU time it costs. */
+  readonly groups: readonly ProcessGroup[];
   /** Absent where the work is there already and only has to be let go. */
   readonly load?: Load;
   /** How many operations it is. */
@@ -94,10 +95,9 @@ export class Bench {
 
   /** Measures the cost of an operation. @throws when too many answers are not as they should be */
   async measure(measurement: Measurement): Promise<Sample> {
-    const { name, suite, load, operations, begin, settle, withUnit = true } = measurement;
+    const { name, groups, load, operations, begin, settle, withUnit = true } = measurement;
     const unitMicros = withUnit ? await this.measureUnit() : this.lastUnit();
     const ready = load && (await this.generator.prepare(load));
-    const { groups } = suite;
     forgetPeaks(groups);
     const before = readCpu(groups);
     const startedMs = performance.now();

@@ -146,7 +146,7 @@ async function purchaseAt(bench: Bench, name: string, end: End): Promise<Sample>
   const saleId = Object.keys(sale).length === 0 ? await suite.plentiful() : await suite.openSale(sale);
   return bench.measure({
     name,
-    suite,
+    groups: suite.groups,
     load: { ...purchasing(suite, saleId, shoppers), ...pace },
     operations: shoppers.length,
     settle: () => suite.settled(),

@@ -10,6 +10,7 @@ import type { Shopper, Suite } from './suite.js';
 
 /** What an operation may cost at most, in units; null where the budget says nothing. In the report's order. */
 export const BUDGET_UNITS = {
+  'refused at the edge': 0.3,
   'refused sold_out': 2,
   'refused sold_out, first call': null,
   'poll of a waiting entry': 2,
@@ -24,12 +25,14 @@ export const BUDGET_UNITS = {
 export type OperationName = keyof typeof BUDGET_UNITS;
 
 /** Operations that are measured one after the other, because one leaves what the next needs. */
-export const PARTS = ['refusals', 'polls', 'entries', 'orders', 'purchases', 'uncoalesced'] as const;
+export const PARTS = ['edge', 'refusals', 'polls', 'entries', 'orders', 'purchases', 'uncoalesced'] as const;
 export type Part = (typeof PARTS)[number];
 
 /** Measures the operations of one part once. `uncoalesced` is measured on a suite whose calls between services travel alone. */
 export async function measurePart(part: Part, bench: Bench, suite: Suite): Promise<void> {
   switch (part) {
+    case 'edge':
+      return measureEdge(bench, suite);
     case 'refusals':
       return measureRefusals(bench, suite);
     case 'polls':
@@ -46,6 +49,38 @@ export async function measurePart(part: Part, bench: Bench, suite: Suite): Promi
   }
 }
 
+/** The gateways are counted too: they tell the edge what it may refuse. */
+async function measureEdge(bench: Bench, suite: Suite): Promise<void> {
+  const edge = await suite.behindEdge();
+  const saleId = await suite.soldOut();
+  const shoppers = suite.newShoppers(EDGE_FACTOR * bench.size.requests);
+  const load = (some: readonly Shopper[]): LoadOf => ({
+    origins: [edge.origin],
+    calls: some.map((shopper) => suite.enters(saleId, shopper)),
+    expected: [410],
+  });
+  const before = await edge.answeredItself();
+  const sample = await bench.measure({
+    name: 'refused at the edge' satisfies OperationName,
+    groups: [...suite.groups, edge.group],
+    load: { ...load(shoppers), ...atOnce(CONNECTIONS) },
+    operations: shoppers.length,
+  });
+  const passedOn = shoppers.length - ((await edge.answeredItself()) - before);
+  if (passedOn > MOST_PASSED_ON * shoppers.length)
+    throw new Error(`the edge passed ${passedOn} of ${shoppers.length} calls on that it was to refuse`);
+  await bench.measureLatency(
+    'refused at the edge',
+    sample,
+    load(suite.newShoppers(EDGE_FACTOR * bench.size.latencyRequests)),
+  );
+}
+
+/** A refusal there takes so little that as many as of other operations would be over at once. */
+const EDGE_FACTOR = 3;
+/** Bits that strangers have in common with a holder; they are asked for behind. */
+const MOST_PASSED_ON = 0.01;
+
 async function measureRefusals(bench: Bench, suite: Suite): Promise<void> {
   const saleId = await suite.soldOut();
   const { requests, latencyRequests } = bench.size;
@@ -57,7 +92,7 @@ async function measureRefusals(bench: Bench, suite: Suite): Promise<void> {
   const measure = async (name: OperationName, shoppers: readonly Shopper[], more: readonly Shopper[]) => {
     const sample = await bench.measure({
       name,
-      suite,
+      groups: suite.groups,
       load: { ...load(shoppers), ...atOnce(CONNECTIONS) },
       operations: shoppers.length,
     });
@@ -87,7 +122,7 @@ async function measurePolls(bench: Bench, suite: Suite): Promise<void> {
   const name: OperationName = 'poll of a waiting entry';
   const sample = await bench.measure({
     name,
-    suite,
+    groups: suite.groups,
     load: { ...load(shoppers), ...atOnce(CONNECTIONS) },
     operations: shoppers.length,
   });
@@ -109,7 +144,7 @@ async function measureEntries(bench: Bench, suite: Suite): Promise<void> {
   const measure = async (name: OperationName, shoppers: readonly Shopper[], more: readonly Shopper[]) => {
     const sample = await bench.measure({
       name,
-      suite,
+      groups: suite.groups,
       load: { ...(await entering(suite, shoppers)), ...atOnce(CONNECTIONS) },
       operations: shoppers.length,
     });
@@ -143,7 +178,7 @@ async function measureOrders(bench: Bench, suite: Suite): Promise<void> {
   try {
     sample = await bench.measure({
       name: 'order to 202' satisfies OperationName,
-      suite,
+      groups: suite.groups,
       load: { ...load(calls.slice(0, requests)), ...atOnce(CONNECTIONS) },
       operations: requests,
       begin: () => {
@@ -159,7 +194,7 @@ async function measureOrders(bench: Bench, suite: Suite): Promise<void> {
     });
     await bench.measure({
       name: 'queued to decided' satisfies OperationName,
-      suite,
+      groups: suite.groups,
       operations: requests,
       // The writer must not be away for longer than its session lasts.
       withUnit: false,
@@ -197,7 +232,7 @@ async function measurePurchases(
   const saleId = await suite.plentiful();
   const sample = await bench.measure({
     name,
-    suite,
+    groups: suite.groups,
     load: { ...purchasing(suite, saleId, shoppers), ...atOnce(CONNECTIONS) },
     operations: shoppers.length,
     settle: () => suite.settled(),

@@ -2,6 +2,7 @@ import { Database } from '@flash-sale/database';
 import { SaleId, ShopperId, IdempotencyKey, attemptIdOf } from '@flash-sale/domain';
 import { KafkaAdmin, hasPassed } from '@flash-sale/kafka';
 import { DELIVERY, World, sleep, until, type ServiceName } from '@flash-sale/testing';
+import { RunningEdge } from './edge.js';
 import { requestHead, requestText, type SecondCall } from './generator.js';
 import type { ProcessGroup } from './processes.js';
 import type { Servers } from './servers.js';
@@ -49,6 +50,7 @@ export class Suite {
   private shoppers = 0;
   private soldOutSale: Promise<string> | undefined;
   private plentifulSale: Promise<string> | undefined;
+  private edge: Promise<RunningEdge> | undefined;
   private stopping: Promise<void> | undefined;
 
   private constructor(
@@ -77,6 +79,7 @@ export class Suite {
   }
 
   private async end(): Promise<void> {
+    await this.edge?.then((edge) => edge.stop()).catch(() => undefined);
     await this.admin.close();
     await this.database.close();
     await this.world.stop();
@@ -98,6 +101,26 @@ export class Suite {
 
   get origins(): string[] {
     return this.world.gateways.map(({ shopUrl }) => shopUrl);
+  }
+
+  /** nginx in front of the gateways, which knows already who is refused; started when it is first asked for. */
+  async behindEdge(): Promise<RunningEdge> {
+    this.edge ??= RunningEdge.start(this.world.gateways);
+    const edge = await this.edge;
+    const saleId = await this.soldOut();
+    await until('the edge to refuse by itself', 20_000, async () => {
+      const before = await edge.answeredItself();
+      for (const shopper of this.newShoppers(1)) {
+        await fetch(`${edge.origin}/v1/sales/${saleId}/entries`, {
+          method: 'POST',
+          headers: { ...jsonFrom(shopper), 'idempotency-key': KEY },
+          body: ENTRY_BODY,
+          signal: AbortSignal.timeout(5_000),
+        });
+      }
+      return (await edge.answeredItself()) > before;
+    });
+    return edge;
   }
 
   // ── Shoppers and what they send ─────────────────────────────────────────────────────────────────────────────────────
