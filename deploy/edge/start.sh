@@ -182,6 +182,7 @@ brotli=false
   echo '  zone gateways 64k;'
   each "$GATEWAYS" | while read -r one; do [ -z "$one" ] || echo "  server $one max_fails=2 fail_timeout=1s;"; done
   echo '  keepalive 128;'
+  echo '  keepalive_requests 100000;'
   echo '}'
 } > generated/http.conf
 if $brotli; then echo 'brotli_static on;'; fi > generated/brotli.conf

@@ -62,7 +62,9 @@ export class RunningEdge {
 
   /** How many calls it has answered so far without asking a gateway. */
   async answeredItself(): Promise<number> {
-    const answer = await fetch(`http://${HOST}:${this.opsPort}/metrics`, { signal: AbortSignal.timeout(5_000) });
+    const answer = await fetch(`http://${HOST}:${this.opsPort}/metrics`, {
+      signal: AbortSignal.timeout(5_000),
+    });
     const counts = (await answer.text()).matchAll(/^edge_answers_total\{code="[^"]*"\} (\d+)$/gm);
     return [...counts].reduce((sum, [, count]) => sum + Number(count), 0);
   }

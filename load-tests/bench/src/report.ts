@@ -170,8 +170,6 @@ export function markdownOf(results: Results, earlier?: Results): string {
     `The unit: ${withEnds(results.unitSpread)} µs. Open loads were sent at most ${rounded(results.latenessMs)} ms late (p99), which is part of the latencies.`,
     '',
     ...costTable(operations),
-    'Not measured: refusals at the edge, which is not a part of this suite.',
-    '',
     ...processTable('CPU time by process, µs per operation', operations, ({ byProcess }) => byProcess),
     `At rest, ms of CPU time per second: ${Object.entries(results.restMicrosPerSecond)
       .map(([name, micros]) => `${name} ${rounded(micros / 1_000)}`)
