@@ -16,7 +16,7 @@ import type { Suite } from './suite.js';
 export interface Size {
   /** Requests of one measurement of an operation. */
   readonly requests: number;
-  /** Of the unit beside it. */
+  /** Of the unit beside it, at most. */
   readonly unitRequests: number;
   /** Requests of one measurement of latencies. */
   readonly latencyRequests: number;
@@ -27,8 +27,11 @@ export interface Sample {
   /** CPU time per operation of all processes, µs, and of each. */
   readonly micros: number;
   readonly byProcess: Readonly<Record<string, number>>;
-  /** `micros` in units, the unit having been measured right before. */
+  /** A bare server's cost of a request at the same rate, measured right after it, µs; and `micros` in it. */
+  readonly unitMicros: number;
   readonly units: number;
+  /** `micros` in the cost of a request to a bare server that is kept busy, measured right before. */
+  readonly busyUnits: number;
   readonly perSecond: number;
   /** Peak of resident memory meanwhile, MiB. */
   readonly peakMiB: Readonly<Record<string, number>>;
@@ -43,7 +46,9 @@ export interface Measurement {
   readonly load?: Load;
   /** How many operations it is. */
   readonly operations: number;
-  /** False: the unit was measured a moment ago, and there is no time to measure it again. */
+  /** Requests that an operation takes; 1 by default. */
+  readonly requestsEach?: number;
+  /** False: there is no time to measure the unit, and that of the measurement before is taken. */
   readonly withUnit?: boolean;
   /** Right before the load, when its connections are open. */
   readonly begin?: () => void;
@@ -66,12 +71,13 @@ const REST_MS = 2_000;
 export class Bench {
   readonly samples = new Map<string, Sample[]>();
   readonly latenciesMs = new Map<string, number[]>();
+  /** Of the bare server that is kept busy. */
   readonly unitMicros: number[] = [];
   /** How late calls of open loads were sent, at worst: 99th percentile, ms. */
   latenessMs = 0;
   /** What is measured now only warms up. */
   warmingUp = true;
-  private unitNow: number | undefined;
+  private unitNow: Unit | undefined;
 
   private constructor(
     readonly size: Size,
@@ -95,8 +101,8 @@ export class Bench {
 
   /** Measures the cost of an operation. @throws when too many answers are not as they should be */
   async measure(measurement: Measurement): Promise<Sample> {
-    const { name, groups, load, operations, begin, settle, withUnit = true } = measurement;
-    const unitMicros = withUnit ? await this.measureUnit() : this.lastUnit();
+    const { name, groups, load, operations, requestsEach = 1, begin, settle, withUnit = true } = measurement;
+    const busyMicros = withUnit ? await this.measureUnit(this.size.unitRequests, atOnce(CONNECTIONS)) : 0;
     const ready = load && (await this.generator.prepare(load));
     forgetPeaks(groups);
     const before = readCpu(groups);
@@ -109,15 +115,26 @@ export class Bench {
     await ready?.close();
     if (load && result) mustBeAsExpected(name, result, load.calls.length);
 
-    const sample = { ...costOf(groups, before, after, operations), peakMiB };
+    const cost = costOf(groups, before, after, operations);
+    const perSecond = (1_000 * operations) / (doneMs - startedMs);
+    if (withUnit) {
+      const sameRate = await this.measureUnitAt(requestsEach * perSecond);
+      this.unitNow = { busyMicros, sameRateMicros: sameRate ?? busyMicros };
+      if (!this.warmingUp) this.unitMicros.push(busyMicros);
+    }
+    if (!this.unitNow) throw new Error('the unit was not measured yet');
+    const unitMicros = this.unitNow.sameRateMicros;
     const measured: Sample = {
-      ...sample,
-      units: sample.micros / unitMicros,
-      perSecond: (1_000 * operations) / (doneMs - startedMs),
+      ...cost,
+      unitMicros,
+      units: cost.micros / unitMicros,
+      busyUnits: cost.micros / this.unitNow.busyMicros,
+      perSecond,
+      peakMiB,
     };
     this.progress(
       `${this.warmingUp ? 'warm-up: ' : ''}${name}: ${measured.micros.toFixed(0)} µs, ` +
-        `${measured.units.toFixed(2)} units of ${unitMicros.toFixed(0)} µs, ${measured.perSecond.toFixed(0)} a second`,
+        `${measured.units.toFixed(2)} units of ${unitMicros.toFixed(0)} µs, ${perSecond.toFixed(0)} a second`,
     );
     if (!this.warmingUp) listOf(this.samples, name).push(measured);
     return measured;
@@ -169,33 +186,49 @@ export class Bench {
     return byProcess;
   }
 
+  /** The bare server's cost at a rate, as far as one process of it gets there; null beyond. */
+  private async measureUnitAt(perSecond: number): Promise<number | null> {
+    if (perSecond > MOST_PER_SECOND) return null;
+    const requests = Math.min(
+      this.size.unitRequests,
+      Math.max(LEAST_UNIT_REQUESTS, perSecond * UNIT_LASTS_S),
+    );
+    return this.measureUnit(Math.round(requests), {
+      connections: CONNECTIONS,
+      pace: { kind: 'open', perSecond },
+    });
+  }
+
   /** The cost of one request to the bare server, µs of CPU time. */
-  private async measureUnit(): Promise<number> {
+  private async measureUnit(requests: number, pace: Pick<Load, 'connections' | 'pace'>): Promise<number> {
     const groups = [{ name: 'unit', pids: this.unit.pid === undefined ? [] : [this.unit.pid] }];
     const call = requestText('POST', '/', { 'content-type': 'application/json' }, UNIT_BODY);
-    const calls = Array.from({ length: this.size.unitRequests }, () => call);
+    const calls = Array.from({ length: requests }, () => call);
     const ready = await this.generator.prepare({
       origins: [this.unitOrigin],
       calls,
       expected: [200],
-      ...atOnce(CONNECTIONS),
+      ...pace,
     });
     const before = readCpu(groups);
     const result = await ready.run();
     const after = readCpu(groups);
     await ready.close();
-    mustBeAsExpected('the unit', result, calls.length);
-    const { micros } = costOf(groups, before, after, calls.length);
-    if (!this.warmingUp) this.unitMicros.push(micros);
-    this.unitNow = micros;
-    return micros;
-  }
-
-  private lastUnit(): number {
-    if (this.unitNow === undefined) throw new Error('the unit was not measured yet');
-    return this.unitNow;
+    mustBeAsExpected('the unit', result, requests);
+    return costOf(groups, before, after, requests).micros;
   }
 }
+
+/** What one request costs a bare server, µs: one that is kept busy, and one that gets as many a second as the operation did. */
+interface Unit {
+  readonly busyMicros: number;
+  readonly sameRateMicros: number;
+}
+
+/** More than this and a bare server is kept busy anyhow. */
+const MOST_PER_SECOND = 30_000;
+const UNIT_LASTS_S = 0.5;
+const LEAST_UNIT_REQUESTS = 500;
 
 /** A load without its pace. */
 export type LoadOf = Omit<Load, 'connections' | 'pace'>;

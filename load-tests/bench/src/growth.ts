@@ -1,6 +1,6 @@
 import { CONNECTIONS, atOnce, type Bench, type Sample } from './bench.js';
 import type { Load } from './generator.js';
-import { introduce, purchasing } from './operations.js';
+import { REQUESTS_OF_A_PURCHASE, introduce, purchasing } from './operations.js';
 import type { OwnServers } from './servers.js';
 import { changePercent, median, spreadOf, type Spread } from './statistics.js';
 import { HELLO, Suite } from './suite.js';
@@ -10,7 +10,7 @@ export interface Growth {
   readonly dimension: string;
   readonly from: number;
   readonly to: number;
-  /** CPU time per purchase, units. */
+  /** CPU time per purchase, in the cost of a request to a bare server that is kept busy: the same for both ends. */
   readonly unitsFrom: Spread;
   readonly unitsTo: Spread;
   readonly changePercent: number;
@@ -126,7 +126,7 @@ async function measureDimension(
     bench.warmingUp = repetition === 0;
     for (const index of [0, 1] as const) {
       const sample = await purchaseAt(bench, `purchase, ${name}: ${ends[index].value}`, ends[index]);
-      if (!bench.warmingUp) units[index].push(sample.units);
+      if (!bench.warmingUp) units[index].push(sample.busyUnits);
     }
   }
   return {
@@ -149,6 +149,7 @@ async function purchaseAt(bench: Bench, name: string, end: End): Promise<Sample>
     groups: suite.groups,
     load: { ...purchasing(suite, saleId, shoppers), ...pace },
     operations: shoppers.length,
+    requestsEach: REQUESTS_OF_A_PURCHASE,
     settle: () => suite.settled(),
   });
 }

@@ -235,6 +235,7 @@ async function measurePurchases(
     groups: suite.groups,
     load: { ...purchasing(suite, saleId, shoppers), ...atOnce(CONNECTIONS) },
     operations: shoppers.length,
+    requestsEach: REQUESTS_OF_A_PURCHASE,
     settle: () => suite.settled(),
   });
   if (!withLatency) return;
@@ -251,6 +252,8 @@ async function entering(suite: Suite, shoppers: readonly Shopper[]): Promise<Loa
     expected: [201],
   };
 }
+
+export const REQUESTS_OF_A_PURCHASE = 2;
 
 /** From the entry to the 202, each on one connection. */
 export function purchasing(suite: Suite, saleId: string, shoppers: readonly Shopper[]): LoadOf {

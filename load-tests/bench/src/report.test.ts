@@ -6,6 +6,8 @@ import { spreadOf } from './statistics.js';
 const sample = (micros: number, units: number): Sample => ({
   micros,
   units,
+  unitMicros: micros / units,
+  busyUnits: micros / 20,
   byProcess: { gateway: micros * 0.75, redis: micros * 0.25 },
   perSecond: 1e6 / micros,
   peakMiB: { gateway: 120, redis: 10 },
@@ -46,6 +48,7 @@ describe('an operation', () => {
     expect(refused).toMatchObject({
       micros: 110,
       units: 1.8,
+      busyUnits: 5.5,
       byProcess: { gateway: 82.5, redis: 27.5 },
       spread: { units: { median: 1.8, min: 1.7, max: 2.1 } },
       latencyMs: { count: 3, p50: 2, p99: 3 },
@@ -81,7 +84,9 @@ it.each([
 describe('the report', () => {
   it('says what holds and by how much the rest is missed', () => {
     const text = markdownOf(results());
-    expect(text).toContain('| refused sold_out | 110 (100–120) | 1.80 (1.70–2.10) | 2 | holds |');
+    expect(text).toContain(
+      '| refused sold_out | 110 (100–120) | 58.8 | 1.80 (1.70–2.10) | 5.50 | 2 | holds |',
+    );
     expect(text).toContain('**missed by 20.0 %**');
     expect(text).toContain(
       '| whole purchases | 1,500 (1,500–1,500) a second | ≥ 2,000 | **missed by 25.0 %** |',

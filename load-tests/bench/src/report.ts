@@ -11,6 +11,10 @@ const Operation = z.object({
   /** CPU time of all processes per operation, µs and units: medians. */
   micros: z.number(),
   units: z.number(),
+  /** The unit of these: a bare server's cost of a request at the same rate, µs. */
+  unitMicros: z.number(),
+  /** In the cost of a request to a bare server that is kept busy. */
+  busyUnits: z.number(),
   /** Null where the budget says nothing. */
   budgetUnits: z.number().nullable(),
   byProcess: ByProcess,
@@ -54,6 +58,7 @@ export const Results = z.object({
   commit: z.string(),
   isShort: z.boolean(),
   repetitions: z.number(),
+  /** Of a bare server that is kept busy. */
   unitMicros: z.number(),
   unitSpread: Ends,
   operations: z.array(Operation),
@@ -91,6 +96,8 @@ export function operationOf(
     name,
     micros: spread.micros.median,
     units: spread.units.median,
+    unitMicros: median(samples.map(({ unitMicros }) => unitMicros)),
+    busyUnits: median(samples.map(({ busyUnits }) => busyUnits)),
     budgetUnits,
     byProcess: medians(samples.map(({ byProcess }) => byProcess)),
     perSecond: spread.perSecond.median,
@@ -160,14 +167,16 @@ export function markdownOf(results: Results, earlier?: Results): string {
     '# Benchmark',
     '',
     'Written by `npm run bench`; do not edit. CPU time is that of all our processes with Redis, Kafka and MySQL, without the load',
-    'generator. A unit is what one request costs a bare `node:http` server, measured right before each measurement of an operation.',
+    'generator. A unit is what one request costs a bare `node:http` server that gets as many requests a second as the operation did,',
+    'measured right after it; beside it stands the same in requests to a bare server that is kept busy, measured right before it: a',
+    'server that reads many requests at a time does each for a quarter of what one costs that comes alone (docs/adr/0012).',
     `Each figure is the median of ${repetitions} interleaved repetitions, with the least and the most in parentheses.`,
     'Costs are measured with 64 calls always under way, by as many distinct shoppers as requests; latencies at 60 % of the rate so',
     'reached, counted from when each request was due, whether or not it could be sent then.',
     '',
     `${at.slice(0, 16).replace('T', ' ')} UTC, commit ${commitText(commit)}, on ${cores} cores (${cpu}), ${memoryGiB} GiB, ${system}, ` +
       `Node ${node}, Redis ${redis}, MySQL ${mysql}.${isShort ? ' A short run: its figures are rough.' : ''}`,
-    `The unit: ${withEnds(results.unitSpread)} µs. Open loads were sent at most ${rounded(results.latenessMs)} ms late (p99), which is part of the latencies.`,
+    `A request to the bare server that is kept busy: ${withEnds(results.unitSpread)} µs. Open loads were sent at most ${rounded(results.latenessMs)} ms late (p99), which is part of the latencies.`,
     '',
     ...costTable(operations),
     ...processTable('CPU time by process, µs per operation', operations, ({ byProcess }) => byProcess),
@@ -183,10 +192,12 @@ export function markdownOf(results: Results, earlier?: Results): string {
 }
 
 function costTable(operations: readonly Operation[]): string[] {
-  const rows = operations.map(({ name, spread, units, budgetUnits, latencyMs }) => [
+  const rows = operations.map(({ name, spread, units, unitMicros, busyUnits, budgetUnits, latencyMs }) => [
     name,
     withEnds(spread.micros),
+    rounded(unitMicros),
     withEnds(spread.units),
+    rounded(busyUnits),
     budgetUnits ?? '–',
     budgetUnits === null ? '–' : verdictOf(missedByPercent(units, budgetUnits, false)),
     withEnds(spread.perSecond),
@@ -195,7 +206,9 @@ function costTable(operations: readonly Operation[]): string[] {
   const head = [
     'Operation',
     'CPU, µs',
+    'Unit, µs',
     'Units',
+    'of a busy server',
     'At most',
     'Budget',
     'A second',
@@ -243,7 +256,7 @@ function growthTable(growth: readonly Growth[]): string[] {
   return [
     '## Growth',
     '',
-    `A whole purchase, in units, at a constant number of calls in flight per process; its cost may grow by ${MOST_GROWTH_PERCENT} %.`,
+    `A whole purchase, in requests to a bare server that is kept busy, at a constant number of calls in flight per process; its cost may grow by ${MOST_GROWTH_PERCENT} %.`,
     '',
     ...table(['Of', 'From → to', 'Units before', 'Units after', 'Change', 'Budget'], rows),
   ];

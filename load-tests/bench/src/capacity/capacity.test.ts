@@ -40,7 +40,15 @@ function sampleOf(costs: Partial<Record<Process, number>>, perSecond: number): S
     PROCESSES.map((process) => [process, (costs[process] ?? 0) + (REST_MICROS[process] ?? 0) / perSecond]),
   );
   const micros = Object.values(byProcess).reduce((sum, value) => sum + value, 0);
-  return { micros, units: micros / 50, byProcess, perSecond, peakMiB: {} };
+  return {
+    micros,
+    unitMicros: 50,
+    units: micros / 50,
+    busyUnits: micros / 50,
+    byProcess,
+    perSecond,
+    peakMiB: {},
+  };
 }
 
 const BENCH: Results = {
