@@ -73,7 +73,6 @@ export const SETTINGS = {
   'least-pods': { ...count, assumed: 2, max: 100, unit: 'pods', meaning: 'of each service' },
 
   'edge-cores': { ...cores, assumed: 4, meaning: 'of an edge node, or of whatever else ends TLS' },
-  'edge-refuse-micros': { assumed: 12, min: 0, max: 1e5, unit: 'µs', meaning: 'for a refusal at the edge' },
   'edge-pass-micros': { assumed: 30, min: 0, max: 1e5, unit: 'µs', meaning: 'for a request passed on' },
   'tls-micros': {
     assumed: 500,

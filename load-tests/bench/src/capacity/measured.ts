@@ -11,6 +11,7 @@ export const PROCESSES = [
   'redis',
   'kafka',
   'mysql',
+  'edge',
 ] as const;
 export type Process = (typeof PROCESSES)[number];
 
@@ -19,6 +20,7 @@ export type Process = (typeof PROCESSES)[number];
  * of noise would be a fleet. Nothing measures a payment yet: it costs nothing until somebody says what.
  */
 const TAKING_PART = {
+  'refused at the edge': ['edge'],
   'refused sold_out': ['gateway', 'redis'],
   'refused sold_out, first call': ['gateway', 'redis'],
   'poll of a waiting entry': ['gateway', 'token', 'inventory', 'redis'],

@@ -146,6 +146,7 @@ export function coresOf(
 ): Readonly<Record<Process, number>> {
   const first = given['first-call-share'];
   const perSecond: readonly (readonly [Operation, number])[] = [
+    ['refused at the edge', rates.refusedAtEdge],
     ['refused sold_out, first call', rates.refusedAtGateway * first],
     ['refused sold_out', rates.refusedAtGateway * (1 - first)],
     ['entry to purchase token, first call', rates.entries * first],
@@ -178,7 +179,7 @@ export function planFor(given: Assumptions, measured: Measured): Plan {
   });
   const lines = [
     ...crowdLines(rates, given),
-    ...edgeLines(rates, given),
+    ...edgeLines(rates, cores, given),
     ...services.lines,
     ...redis.lines,
     ...kafka.lines,
@@ -241,17 +242,13 @@ function requestsOf(rates: Rates): { readonly all: number; readonly passed: numb
   return { all, passed: all - rates.refusedAtEdge };
 }
 
-function edgeLines(rates: Rates, given: Assumptions): Line[] {
+function edgeLines(rates: Rates, used: Readonly<Record<Process, number>>, given: Assumptions): Line[] {
   const line = lineOf('edge');
   const { all, passed } = requestsOf(rates);
   // Who tries again after a connection has been closed opens another one.
   const perPerson = rates.rushSeconds / given.tries > given['keep-alive-seconds'] ? given.tries : 1;
   const opened = (rates.people * perPerson) / rates.rushSeconds;
-  const cores =
-    (opened * given['tls-micros'] +
-      rates.refusedAtEdge * given['edge-refuse-micros'] +
-      passed * given['edge-pass-micros']) /
-    1e6;
+  const cores = used.edge + (opened * given['tls-micros'] + passed * given['edge-pass-micros']) / 1e6;
   const connections = Math.min(rates.people, opened * given['keep-alive-seconds'] + rates.waiting);
   const gbit = gbitOf(all, Math.max(given['request-bytes'], given['response-bytes']));
   const use = given['use-share'];
@@ -266,7 +263,7 @@ function edgeLines(rates: Rates, given: Assumptions): Line[] {
       'cores used',
       cores,
       'cores',
-      `${short(opened)} connections opened a second × ${given['tls-micros']} µs, ${given['edge-refuse-micros']} µs a refusal, ${given['edge-pass-micros']} µs a request passed on: assumed`,
+      `refusals as measured; ${short(opened)} connections opened a second × ${given['tls-micros']} µs and ${given['edge-pass-micros']} µs a request passed on: assumed`,
     ),
     line('connections', connections, 'open', 'opened a second × keep-alive + waiting, at most all people'),
     line(
@@ -526,8 +523,9 @@ function limitsOf(
 }
 
 function largestTier(cores: Readonly<Record<Process, number>>): string {
-  const all = sum(Object.values(cores));
-  const [name, used] = Object.entries(cores).toSorted(([, a], [, b]) => b - a)[0] ?? ['nothing', 0];
+  const behind = Object.entries(cores).filter(([process]) => process !== 'edge');
+  const all = sum(behind.map(([, used]) => used));
+  const [name, used] = behind.toSorted(([, a], [, b]) => b - a)[0] ?? ['nothing', 0];
   return `Most cores behind the edge are used by ${name}: ${short(used)} of ${short(all)}.`;
 }
 
