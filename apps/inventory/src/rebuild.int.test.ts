@@ -426,11 +426,11 @@ describe('A sale that Redis has lost', () => {
         [account, attempts, shoppers],
         [epoch, 'a', 'C|anna|1|…', 'anna', 1, 'b', 'C|anna|2|…', 'anna', 2, 'c', 'V|bert|1|…', 'bert', 0],
       );
-    const seal = (sold: number) =>
+    const seal = (sold: number, orders = 3) =>
       scripts.seal.run(
         world.redis,
-        [account, transfers, holders],
-        [2, 4, 'life', sold, Buffer.from([0x80, 0xff]), 2],
+        [account, transfers, holders, attempts],
+        [2, 4, 'life', sold, Buffer.from([0x80, 0xff]), 2, orders],
       );
     expect([await fill(2), await fill(2), await fill(1)]).toEqual([
       { outcome: 'filled' },
@@ -441,6 +441,8 @@ describe('A sale that Redis has lost', () => {
     expect(await world.redis.hlen(attempts)).toBe(3);
     // A server that took over with fewer records than were written is found out.
     expect(await seal(4)).toEqual({ outcome: 'forgot', units: 3 });
+    // Neither may an order without units be missing: its shopper would be granted other units for it.
+    expect(await seal(3, 4)).toEqual({ outcome: 'forgot', units: 3 });
     expect(await seal(3)).toMatchObject({ outcome: 'sealed' });
     expect(await world.account(sale, 0)).toMatchObject({ initial: 7, free: 4, sold: 3, grants: 2 });
     expect(await world.redis.getBuffer(holders)).toEqual(Buffer.from([0x80, 0xff]));

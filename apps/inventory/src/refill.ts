@@ -327,12 +327,12 @@ export class Refill {
       const reply = await this.insist(() =>
         scripts.seal.run(
           this.redis,
-          [keys.account, keys.transfers, keys.holders],
+          [keys.account, keys.transfers, keys.holders, keys.attempts],
           [
             sale.epoch,
             shares[bucket] ?? 0,
             boots[bucket] ?? '',
-            ...(filling ? [filling.sold, filling.holders, filling.grants] : []),
+            ...(filling ? [filling.sold, filling.holders, filling.grants, filling.orders] : []),
           ],
         ),
       );

@@ -231,7 +231,7 @@ export const scripts = {
     okOr(([freed, ...items]) => ({ freed: whole(freed), items: items.map(decodeRestored) })),
   ),
   fill: script('fill', 3, wordOr({ FILLED: 'filled' } as const)),
-  seal: script('seal', 3, unitsOr({ SEALED: 'sealed', OPEN: 'open', FORGOT: 'forgot' } as const)),
+  seal: script('seal', 4, unitsOr({ SEALED: 'sealed', OPEN: 'open', FORGOT: 'forgot' } as const)),
   thaw: script('thaw', 1, wordOr({ THAWED: 'thawed', ALREADY: 'already' } as const)),
   adjust: script('adjust', 2, unitsOr({ DONE: 'done', ALREADY: 'already' } as const)),
   overdue: script(
