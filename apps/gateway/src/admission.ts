@@ -31,6 +31,8 @@ export type Admission =
   | { readonly outcome: 'entry'; readonly entry: token.Entry }
   | { readonly outcome: 'refused'; readonly code: ProblemCode; readonly retryAfterSeconds?: number };
 
+const BLOCKED: Admission = { outcome: 'refused', code: 'blocked' };
+
 /** What everybody would be told who is not known to a sale. */
 export interface StrangersRefusal {
   readonly saleId: SaleId;
@@ -62,6 +64,7 @@ export class Admissions {
 
   /** Enters a sale. Idempotent by the shopper's key. */
   async enter(request: EntryRequest): Promise<Admission> {
+    if (this.isBlocked(request.shopperId)) return BLOCKED;
     const rate = await this.limits.take(request.address, request.shopperId);
     const sale = this.feed.find(request.saleId);
     if (rate.outcome === 'beyond' && !(sale && rate.slightly)) return limited(rate);
@@ -106,7 +109,14 @@ export class Admissions {
   ): Promise<Admission> {
     const sale = this.feed.find(saleId);
     if (!sale) return { outcome: 'refused', code: this.feed.isFresh() ? 'not_found' : 'unavailable' };
+    // A look at the head of a line sets units aside.
+    if (sale.snapshot.line.mode === 'fifo' && this.isBlocked(shopperId)) return BLOCKED;
     return asAdmission(await this.lookUp(sale, attemptId, shopperId, context, share));
+  }
+
+  /** Whether a shopper may begin nothing any more: no entry and no order. What they ordered stays theirs. */
+  isBlocked(shopperId: ShopperId): boolean {
+    return this.feed.blocklist.has(shopperId);
   }
 
   /** Whether a sale has a line; of a sale that is not known here, the answer that costs a look more. */

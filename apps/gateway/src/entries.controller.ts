@@ -1,5 +1,5 @@
 import { Body, Controller, Delete, Get, Headers, HttpCode, Inject, Post, Req, Res } from '@nestjs/common';
-import { BACKGROUND_SHARE, LineClient, type item, type token } from '@flash-sale/contracts';
+import { BACKGROUND_SHARE, LineClient, type ProblemCode, type item, type token } from '@flash-sale/contracts';
 import { AttemptId, SaleId, saleIdOf, type IdempotencyKey } from '@flash-sale/domain';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
@@ -9,6 +9,9 @@ import { EventStreams, POLL_AFTER_MS, type Look } from './event-streams.js';
 import type { Caller } from './identity.js';
 import { Refusal, answerOf, refuseProblem } from './problems.js';
 import { EntryBody, instantOf, type EntryAnswer } from './schemas.js';
+
+/** Answers after which nothing more is to be seen of an entry. */
+const GONE: ReadonlySet<ProblemCode> = new Set<ProblemCode>(['not_found', 'blocked']);
 
 /** Entries: the way to a purchase token. */
 @Controller('v1')
@@ -79,7 +82,7 @@ export class EntriesController {
         const admission = await this.find(id, caller, context, BACKGROUND_SHARE).catch(unlessRefused);
         if (!admission) return { outcome: 'unknown' };
         if (admission.outcome === 'refused')
-          return { outcome: admission.code === 'not_found' ? 'gone' : 'unknown' };
+          return { outcome: GONE.has(admission.code) ? 'gone' : 'unknown' };
         return { outcome: 'state', body: answerFor(admission.entry), isFinal: isOver(admission.entry) };
       },
     });

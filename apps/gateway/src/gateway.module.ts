@@ -2,7 +2,13 @@ import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import { Module, type DynamicModule, type Provider, type Type } from '@nestjs/common';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
-import { LineClient, OperatorsClient, OrdersClient, SalesClient } from '@flash-sale/contracts';
+import {
+  BlocklistClient,
+  LineClient,
+  OperatorsClient,
+  OrdersClient,
+  SalesClient,
+} from '@flash-sale/contracts';
 import { connectRedis } from '@flash-sale/redis';
 import { meter, startService, type Log, type RunningService } from '@flash-sale/service';
 import { Admissions } from './admission.js';
@@ -16,6 +22,7 @@ import { EventStreams } from './event-streams.js';
 import { answerUnroutable, configureHttp } from './http.js';
 import { AccessTokens, type KeySource } from './identity.js';
 import { serveDocument } from './openapi-page.js';
+import { OperatorBlocklistController } from './operator-blocklist.controller.js';
 import { OperatorDeadLettersController } from './operator-dead-letters.controller.js';
 import { DegradationLog, OperatorDegradationController } from './operator-degradation.controller.js';
 import { OperatorController } from './operator.controller.js';
@@ -64,6 +71,7 @@ export async function startGateway(
   const orders = new OrdersClient(env.ORDER_URL, calls);
   const sales = new SalesClient(env.INVENTORY_URL);
   const operators = new OperatorsClient(env.ORDER_URL);
+  const blocklist = new BlocklistClient(env.INVENTORY_URL);
   const feed = new SalesFeed({ redis, address, log });
   await feed.start();
   const limits = new RateLimits({
@@ -130,10 +138,16 @@ export async function startGateway(
         port: env.OPERATOR_PORT,
         module: withProviders(
           OperatorModule,
-          [OperatorController, OperatorDeadLettersController, OperatorDegradationController],
+          [
+            OperatorController,
+            OperatorDeadLettersController,
+            OperatorDegradationController,
+            OperatorBlocklistController,
+          ],
           [
             { provide: SalesClient, useValue: sales },
             { provide: OperatorsClient, useValue: operators },
+            { provide: BlocklistClient, useValue: blocklist },
             { provide: Degradation, useValue: degradation },
             { provide: DegradationLog, useValue: new DegradationLog(log) },
           ],
@@ -149,7 +163,12 @@ export async function startGateway(
       close: [
         { name: 'sales feed', run: () => feed.close() },
         { name: 'degradation', run: () => degradation.close() },
-        { name: 'services', run: () => [line, orders, sales, operators].forEach((client) => client.close()) },
+        {
+          name: 'services',
+          run: () => {
+            for (const client of [line, orders, sales, blocklist, operators]) client.close();
+          },
+        },
         { name: 'redis', run: () => redis.disconnect() },
       ],
     },

@@ -7,7 +7,7 @@ import type { Caller } from './identity.js';
 import { Refusal, answerOf, refuseProblem } from './problems.js';
 import {
   DeadLetterState,
-  DropBody,
+  ReasonBody,
   EmptyBody,
   instantOf,
   type AuditLogAnswer,
@@ -59,7 +59,7 @@ export class OperatorDeadLettersController {
   @HttpCode(200)
   async drop(
     @IdInPath('deadLetterId') letterId: string,
-    @Body({ schema: DropBody }) { reason }: z.infer<typeof DropBody>,
+    @Body({ schema: ReasonBody }) { reason }: z.infer<typeof ReasonBody>,
     @WhoCalls() { shopperId: operator }: Caller,
   ): Promise<DeadLetterAnswer> {
     return letterIn(

@@ -1,9 +1,18 @@
 import { createHmac, timingSafeEqual } from 'node:crypto';
 import { Body, Controller, Delete, Get, HttpCode, Inject, Post, Query, Req, Res } from '@nestjs/common';
 import { BACKGROUND_SHARE, OrdersClient, type item, type order } from '@flash-sale/contracts';
-import { AttemptId, ORDER_STATES, SaleId, SkuId, type IdempotencyKey } from '@flash-sale/domain';
+import {
+  AttemptId,
+  ORDER_STATES,
+  SaleId,
+  SkuId,
+  attemptIdIn,
+  type IdempotencyKey,
+  type ShopperId,
+} from '@flash-sale/domain';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
+import { Admissions } from './admission.js';
 import { AccessFor, IdInPath, Origin, RetryKey, WhoCalls } from './caller.guard.js';
 import { headersOf, noStream, unlessRefused } from './entries.controller.js';
 import { EventStreams, type Look } from './event-streams.js';
@@ -30,6 +39,7 @@ const FINAL_STATES = new Set(['paid', 'cancelled', 'unpaid', 'expired', 'rejecte
 @Controller('v1')
 export class OrdersController {
   constructor(
+    @Inject(Admissions) private readonly admissions: Admissions,
     @Inject(OrdersClient) private readonly orders: OrdersClient,
     @Inject(EventStreams) private readonly streams: EventStreams,
     @Inject(WebhookSecret) private readonly webhook: WebhookSecret,
@@ -44,6 +54,7 @@ export class OrdersController {
     @Res({ passthrough: true }) reply: FastifyReply,
   ) {
     const { purchaseToken, delivery } = body;
+    if (this.admissions.isBlocked(shopperId)) await this.refuseNewOrder(purchaseToken, shopperId, context);
     const placed = await answerOf(
       this.orders.place({ purchaseToken, shopperId, delivery, context }, PLACE_WITHIN_MS),
       'enqueue_unknown',
@@ -153,6 +164,19 @@ export class OrdersController {
     }
     const settled = await answerOf(this.orders.settlePayment(event.data, PAY_WITHIN_MS));
     refuseProblem(settled.problem);
+  }
+
+  /** For a blocked shopper: the retry of an order that was taken before is answered as ever. */
+  private async refuseNewOrder(
+    purchaseToken: string,
+    shopperId: ShopperId,
+    context: item.ItemContext,
+  ): Promise<void> {
+    const orderId = attemptIdIn(purchaseToken);
+    if (orderId === null) throw new Refusal('blocked');
+    const { problem } = await answerOf(this.orders.find({ orderId, shopperId, context }));
+    if (problem === 'not_found') throw new Refusal('blocked');
+    refuseProblem(problem);
   }
 
   private find(

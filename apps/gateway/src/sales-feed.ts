@@ -1,5 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { SALE_FEED, decodeSnapshot, isNewer, type SaleSnapshot } from '@flash-sale/contracts';
+import { BLOCKLIST_FEED, SALE_FEED, decodeSnapshot, isNewer, type SaleSnapshot } from '@flash-sale/contracts';
 import { mayHold, phaseAt, type Phase, type SaleId, type ShopperId } from '@flash-sale/domain';
 import {
   redisTimeMs,
@@ -9,6 +9,7 @@ import {
   type Subscription,
 } from '@flash-sale/redis';
 import type { Log } from '@flash-sale/service';
+import { Blocklist } from './blocklist.js';
 
 export interface SalesFeedOptions {
   readonly redis: RedisClient;
@@ -42,11 +43,13 @@ const FRESH_FOR_MS = 5_000;
 const FILTER_LAG_MS = 3_000;
 
 /**
- * All sales in memory, so that pages and refusals cost nothing. Changes come by subscription within milliseconds; once a
+ * All sales, and who is blocked, in memory, so that pages and refusals cost nothing. Changes come by subscription within milliseconds; once a
  * second, and after each (re)connection, everything is read, because Redis keeps no messages for who was away. The clock is
  * that of Redis, whose time decides when a sale opens.
  */
 export class SalesFeed {
+  /** Who may not take part; read and told with the sales. */
+  readonly blocklist: Blocklist;
   private readonly sales = new Map<SaleId, KnownSale>();
   private readonly filters = new Map<SaleId, { readonly version: number; readonly bytes: Buffer }>();
   private readonly fetching = new Set<SaleId>();
@@ -59,7 +62,9 @@ export class SalesFeed {
   private incomplete = false;
   private loop: Promise<void> | undefined;
 
-  constructor(private readonly options: SalesFeedOptions) {}
+  constructor(private readonly options: SalesFeedOptions) {
+    this.blocklist = new Blocklist(options.redis, options.log);
+  }
 
   /** Reads everything once, then keeps up by itself until {@link close}. */
   async start(): Promise<void> {
@@ -68,8 +73,11 @@ export class SalesFeed {
     this.subscription = subscribe({
       ...this.options.address,
       name: 'gateway-feed',
-      channels: [SALE_FEED.channel],
-      onMessage: (_channel, payload) => this.apply(payload),
+      channels: [SALE_FEED.channel, BLOCKLIST_FEED.channel],
+      onMessage: (channel, payload) => {
+        if (channel === SALE_FEED.channel) this.apply(payload);
+        else this.blocklist.apply(payload);
+      },
       onSubscribed: () => void this.read(),
       log: this.options.log,
     });
@@ -157,6 +165,7 @@ export class SalesFeed {
         if (!this.incomplete && !(saleId in snapshots) && known.knownSinceMs < startedMs) this.forget(saleId);
       }
       this.lastReadMs = startedMs;
+      await this.blocklist.read();
       if (this.failing) this.options.log.info({}, 'the sales are being read again');
       this.failing = false;
     } catch (error) {

@@ -98,6 +98,7 @@ export class SalesController {
   async createChallenge(@IdInPath('saleId') id: string, @WhoCalls() caller: Caller): Promise<unknown> {
     const saleId = SaleId.safeParse(id);
     if (!saleId.success || !this.feed.find(saleId.data)) throw new Refusal('not_found');
+    if (this.feed.blocklist.has(caller.shopperId)) throw new Refusal('blocked');
     const reply = await answerOf(
       this.line.createChallenge({ saleId: saleId.data, shopperId: caller.shopperId }),
     );

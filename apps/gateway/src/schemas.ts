@@ -84,7 +84,8 @@ export const NewSaleBody = NewSale.meta({
 /** Operations that say everything by their address. */
 export const EmptyBody = z.strictObject({}).optional();
 
-export const DropBody = z
+/** Why an operator does what cannot be undone, or what somebody will ask about. */
+export const ReasonBody = z
   .strictObject({
     reason: z.string().max(500).regex(/\S/, 'must say why').meta({ description: "For the operators' log" }),
   })
@@ -290,6 +291,14 @@ export const DeadLettersAnswer = z.object({
   nextCursor: z.string().nullable(),
 });
 export type DeadLettersAnswer = z.infer<typeof DeadLettersAnswer>;
+
+export const BlockedShopperAnswer = z.object({
+  shopperId: ShopperId,
+  reason: z.string(),
+  operator: z.string(),
+  at: instant,
+});
+export type BlockedShopperAnswer = z.infer<typeof BlockedShopperAnswer>;
 
 export const AuditLogAnswer = z
   .object({

@@ -1,4 +1,6 @@
 import { Module, type DynamicModule } from '@nestjs/common';
+import { Blocklist } from './blocklist.js';
+import { BlocklistController } from './blocklist.controller.js';
 import { Effects } from './effects.js';
 import { Reports } from './report.js';
 import { SaleBook } from './sale-book.js';
@@ -16,6 +18,7 @@ export interface InventoryParts {
   readonly reports: Reports;
   readonly book: SaleBook;
   readonly state: SaleState;
+  readonly blocklist: Blocklist;
 }
 
 /** The gRPC side of inventory, on parts that exist already. */
@@ -24,7 +27,7 @@ export class InventoryModule {
   static with(parts: InventoryParts): DynamicModule {
     return {
       module: InventoryModule,
-      controllers: [StockController, SalesController],
+      controllers: [StockController, SalesController, BlocklistController],
       providers: [
         { provide: Stock, useValue: parts.stock },
         { provide: Effects, useValue: parts.effects },
@@ -32,6 +35,7 @@ export class InventoryModule {
         { provide: Reports, useValue: parts.reports },
         { provide: SaleBook, useValue: parts.book },
         { provide: SaleState, useValue: parts.state },
+        { provide: Blocklist, useValue: parts.blocklist },
       ],
     };
   }

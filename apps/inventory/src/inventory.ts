@@ -2,6 +2,7 @@ import { SALE_FEED, decodeSnapshot } from '@flash-sale/contracts';
 import type { Database } from '@flash-sale/database';
 import type { KafkaAdmin } from '@flash-sale/kafka';
 import type { RedisClient } from '@flash-sale/redis';
+import { Blocklist } from './blocklist.js';
 import { Effects } from './effects.js';
 import { Feed } from './feed.js';
 import { Loop } from './loop.js';
@@ -48,6 +49,7 @@ export interface Inventory {
   readonly reports: Reports;
   readonly book: SaleBook;
   readonly state: SaleState;
+  readonly blocklist: Blocklist;
   readonly sweeper: Sweeper;
   readonly watch: Watch;
   readonly rebuilds: Rebuilds;
@@ -136,7 +138,8 @@ export function openInventory(options: InventoryOptions): Inventory {
   });
   const reports = new Reports(database, state, options.kafka, options);
   const sales = new Sales(database, book, warmUp, feed, (sale) => reports.findUnresolved(sale));
-  const watch = new Watch(book, state, feed, warmUp, {
+  const blocklist = new Blocklist(redis, database);
+  const watch = new Watch(book, state, feed, warmUp, blocklist, {
     metrics,
     onLifted: (sale, view) => announce(sale, false, view),
     incarnationOf,
@@ -168,6 +171,7 @@ export function openInventory(options: InventoryOptions): Inventory {
     reports,
     book,
     state,
+    blocklist,
     sweeper,
     watch,
     rebuilds,

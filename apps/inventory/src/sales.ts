@@ -1,7 +1,5 @@
-import { randomUUID } from 'node:crypto';
 import type { ProblemCode } from '@flash-sale/contracts';
 import type { Database, Statements } from '@flash-sale/database';
-import { isStoreAway } from './store-away.js';
 import {
   LineSettings,
   NewSale,
@@ -14,6 +12,8 @@ import { uuidV7 } from '@flash-sale/service';
 import { z } from 'zod';
 import { SALE_COLUMNS, saleFromRow, type KnownSale, type SaleBook } from './sale-book.js';
 import type { Feed } from './feed.js';
+import { logOperation } from './operator-log.js';
+import { isStoreAway } from './store-away.js';
 import type { WarmUp } from './warm-up.js';
 
 /** A sale as an operator asks for it. Durations may be finer than HTTP allows, for trials. */
@@ -85,7 +85,16 @@ export class Sales {
     const sale = await this.database.transaction(async (statements) => {
       const inserted = await insertSale(statements, settings);
       const found = await readSale(statements, settings.saleId, '');
-      if (inserted) await logOperation(statements, found, operator, 'create', null, 'draft', settings.title);
+      if (inserted) {
+        await logOperation(statements, {
+          saleId: found.saleId,
+          operator,
+          operation: 'create',
+          before: null,
+          after: 'draft',
+          detail: settings.title,
+        });
+      }
       return found;
     });
     this.book.remember(sale);
@@ -168,7 +177,14 @@ export class Sales {
         [next.phase, saleId],
       );
       await also?.(statements, before);
-      await logOperation(statements, before, operator, operation, before.storedPhase, next.phase, '');
+      await logOperation(statements, {
+        saleId,
+        operator,
+        operation,
+        before: before.storedPhase,
+        after: next.phase,
+        detail: '',
+      });
       return { sale: { ...before, storedPhase: next.phase, version: before.version + 1 } };
     });
     if (outcome.sale) this.book.remember(outcome.sale);
@@ -265,27 +281,6 @@ async function allot(statements: Statements, sale: KnownSale): Promise<void> {
      ON DUPLICATE KEY UPDATE entry_id = entry_id`,
     [entry, sale.saleId, -sale.allotment, entry, sale.saleId, sale.allotment],
   );
-}
-
-async function logOperation(
-  statements: Statements,
-  sale: KnownSale,
-  operator: string,
-  operation: string,
-  before: StoredPhase | null,
-  after: StoredPhase,
-  detail: string,
-): Promise<void> {
-  await statements.change(
-    `INSERT INTO operator_log (entry_id, sale_id, operator, operation, before_phase, after_phase, detail, at)
-     VALUES (?, ?, ?, ?, ?, ?, ?, NOW(3))`,
-    [randomUUID(), sale.saleId, asciiOf(operator), operation, before, after, detail],
-  );
-}
-
-/** The column holds 64 ASCII characters; a name in another script is better garbled than a change refused. */
-function asciiOf(operator: string): string {
-  return operator.replaceAll(/[^\x20-\x7e]/g, '?').slice(0, 64) || 'unknown';
 }
 
 function differencesOf(wanted: SaleSettings, sale: KnownSale): string[] {

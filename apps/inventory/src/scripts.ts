@@ -212,6 +212,9 @@ export const scripts = {
     okOr(([version, soldOut]) => ({ version: whole(version), soldOut: whole(soldOut) === 1 })),
   ),
   publish: script('publish', 1, (reply) => oneOf({ PUBLISHED: 'published', OLDER: 'older' } as const, reply)),
+  tellBlocklist: script('tell-blocklist', 1, (reply) =>
+    oneOf({ TOLD: 'told', OTHER: 'other' } as const, reply),
+  ),
   transferOut: script('transfer-out', 3, unitsOr({ OUT: 'out', EMPTY: 'empty' } as const)),
   transferIn: script(
     'transfer-in',

@@ -1,4 +1,5 @@
 import { phaseAt } from '@flash-sale/domain';
+import type { Blocklist } from './blocklist.js';
 import type { Feed } from './feed.js';
 import type { InventoryMetrics } from './metrics.js';
 import type { KnownSale, SaleBook } from './sale-book.js';
@@ -14,7 +15,7 @@ const FORGET_EVERY = 3_600;
 
 /**
  * Once a second, for every sale: MySQL is read again, buckets that a change did not reach are told of it, "sold out" is
- * doubted, and gateways are told what they do not know. Nothing here is needed while all goes well; everything that a
+ * doubted, and gateways are told what they do not know, also of who is blocked. Nothing here is needed while all goes well; everything that a
  * crash, a lost message or another instance left undone is done here a second later.
  */
 export class Watch {
@@ -30,6 +31,7 @@ export class Watch {
     private readonly state: SaleState,
     private readonly feed: Feed,
     private readonly warmUp: WarmUp,
+    private readonly blocklist: Pick<Blocklist, 'keepTold'>,
     private readonly options: {
       readonly metrics: InventoryMetrics;
       readonly onLifted: (sale: KnownSale, view: SaleView) => void;
@@ -52,6 +54,9 @@ export class Watch {
 
   async pass(signal?: AbortSignal): Promise<void> {
     await this.book.refresh();
+    await this.blocklist.keepTold().catch((error: unknown) => {
+      this.options.onError('gateways could not be told who is blocked', error);
+    });
     if (this.passes % FORGET_EVERY === 0) await this.feed.forget(await this.book.longSettled());
     let unavailable = 0;
     const isTold = await this.feed.isComplete();

@@ -168,6 +168,24 @@ export class SalesClient {
   }
 }
 
+/** Who may not take part; inventory keeps the list. */
+export class BlocklistClient {
+  private readonly channel: GrpcChannel;
+  readonly find: UnaryCall<inventory.FindBlockedRequest, inventory.BlockedReply>;
+  readonly block: UnaryCall<inventory.ChangeBlockedRequest, inventory.BlockedReply>;
+  readonly unblock: UnaryCall<inventory.ChangeBlockedRequest, inventory.BlockedReply>;
+
+  constructor(address: string) {
+    this.channel = new GrpcChannel('Blocklist', address);
+    this.find = unaryCall(this.channel, 'Find', OTHER_CALLS);
+    this.block = unaryCall(this.channel, 'Block', OTHER_CALLS);
+    this.unblock = unaryCall(this.channel, 'Unblock', OTHER_CALLS);
+  }
+  close(): void {
+    this.channel.close();
+  }
+}
+
 /** The line and its entries, item by item. */
 export class LineClient {
   private readonly channel: GrpcChannel;

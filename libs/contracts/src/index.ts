@@ -1,9 +1,11 @@
+export * from './blocklist-feed.js';
 export { Circuit } from './circuit.js';
 export { Coalescer, NotSent, type CoalescerOptions } from './coalescer.js';
 export { ConcurrencyLimit, type ConcurrencyLimitOptions } from './concurrency-limit.js';
 export {
   BACKGROUND_SHARE,
   BATCHED_METHODS,
+  BlocklistClient,
   DEFAULT_CALL_TIMEOUT_MS,
   LineClient,
   OperatorsClient,

@@ -28,6 +28,7 @@ const PROBLEMS = {
   wrong_phase: { status: 409, title: 'The sale is not in a phase that allows this.' },
   unresolved: { status: 409, title: 'Holds, orders or payments of this sale are not resolved yet.' },
   sale_exists: { status: 409, title: 'A sale with this id exists with other settings.' },
+  blocklist_full: { status: 409, title: 'No more shoppers can be blocked.' },
   dead_letter_closed: { status: 409, title: 'This dead letter was replayed or dropped before.' },
   not_replayable: { status: 409, title: 'This dead letter cannot be replayed.' },
   challenge_used: { status: 409, title: 'This challenge has been used.' },

@@ -4,6 +4,7 @@ import { DataSource } from 'typeorm';
 import { FirstTables1763700000000 } from './migrations/1763700000000-first-tables.js';
 import { DeadLetterReplays1763800000000 } from './migrations/1763800000000-dead-letter-replays.js';
 import { Recovery1763810000000 } from './migrations/1763810000000-recovery.js';
+import { Blocklist1763820000000 } from './migrations/1763820000000-blocklist.js';
 
 /** Held while migrating, so that services that start together do not create the same table twice. */
 const LOCK = 'flash-sale-migrations';
@@ -31,7 +32,12 @@ export async function migrate(url: string): Promise<string[]> {
       type: 'mysql',
       url,
       synchronize: false,
-      migrations: [FirstTables1763700000000, DeadLetterReplays1763800000000, Recovery1763810000000],
+      migrations: [
+        FirstTables1763700000000,
+        DeadLetterReplays1763800000000,
+        Recovery1763810000000,
+        Blocklist1763820000000,
+      ],
     });
     await source.initialize();
     try {

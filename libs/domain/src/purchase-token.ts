@@ -101,6 +101,16 @@ export function verifyPurchaseToken(token: string, keys: SigningKeys): PurchaseT
   };
 }
 
+/**
+ * Which attempt a token says that it is for; `null` where it says nothing of the kind. Proves nothing: whoever uses the id
+ * must ask whose it is.
+ */
+export function attemptIdIn(token: string): AttemptId | null {
+  if (token.length > MAX_TOKEN_LENGTH) return null;
+  const payload = parseJson(Buffer.from(token.split('.')[2] ?? '', 'base64url').toString('utf8'));
+  return Payload.safeParse(payload).data?.a ?? null;
+}
+
 function mac(body: string, key: SigningKey): string {
   return createHmac('sha256', key.secret).update(body).digest('base64url');
 }

@@ -334,6 +334,31 @@ export interface ReportReply {
   readonly reportJson: string;
 }
 
+export interface FindBlockedRequest {
+  readonly shopperId: string;
+}
+
+export interface ChangeBlockedRequest {
+  readonly shopperId: string;
+  readonly operator: string;
+  readonly reason: string;
+}
+
+export interface BlockedShopper {
+  readonly shopperId: string;
+  readonly reason: string;
+  readonly operator: string;
+  readonly atMs: number;
+}
+
+/** problem is empty, or a code of the problem table; detail says what was wrong and what to do. */
+export interface BlockedReply {
+  readonly problem: string;
+  readonly detail: string;
+  /** absent where the shopper is not blocked (any more) */
+  readonly blocked: BlockedShopper | undefined;
+}
+
 /**
  * Stock: the path of every purchase. Each call carries a batch; each item has its own outcome, in the order of the
  * request. waits_ms says of each item how long its caller waits from the sending on; the deadline of the call is the latest of
@@ -360,4 +385,12 @@ export interface Sales {
   Change(request: ChangeSaleRequest): Promise<SaleReply>;
   Report(request: ReportRequest): Promise<ReportReply>;
   List(request: ListSalesRequest): Promise<ListSalesReply>;
+}
+
+/** Who may not take part. Every call may be repeated. */
+export interface Blocklist {
+  Find(request: FindBlockedRequest): Promise<BlockedReply>;
+  /** Blocks a shopper, or changes why. */
+  Block(request: ChangeBlockedRequest): Promise<BlockedReply>;
+  Unblock(request: ChangeBlockedRequest): Promise<BlockedReply>;
 }
