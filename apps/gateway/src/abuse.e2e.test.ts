@@ -93,7 +93,9 @@ describe('an entry', () => {
     const answers = await Promise.all(
       Array.from({ length: 100 }, () => alice.persist(() => alice.enter(saleId, 'k'))),
     );
-    expect(answers.filter(({ status }) => status === 201)).toHaveLength(1);
+    // Who asks again in the same moment meets the first answer, status and all.
+    expect(answers.some(({ status }) => status === 201)).toBe(true);
+    expect(answers.every(({ status }) => status === 201 || status === 200)).toBe(true);
     expect(new Set(answers.map(({ body }) => body['purchaseToken'])).size).toBe(1);
     const { redis } = SaleReport.parse(
       await world.operator().expect(200, 'GET', `/v1/operator/sales/${saleId}/report`),

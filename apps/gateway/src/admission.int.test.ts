@@ -1,7 +1,14 @@
-import { randomBytes } from 'node:crypto';
+import { randomBytes, randomUUID } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from '@jest/globals';
 import { CallFailed, SALE_FEED, encodeSnapshot, type SaleSnapshot, type token } from '@flash-sale/contracts';
-import { IdempotencyKey, ShopperId, bucketOf, filterBitsFor, filterPositions } from '@flash-sale/domain';
+import {
+  IdempotencyKey,
+  ShopperId,
+  attemptIdOf,
+  bucketOf,
+  filterBitsFor,
+  filterPositions,
+} from '@flash-sale/domain';
 import { connectRedis, type RedisClient } from '@flash-sale/redis';
 import { createLog } from '@flash-sale/service';
 import { Door } from './door.js';
@@ -57,6 +64,10 @@ const line = {
   findEntry: async (): Promise<token.Entry> => {
     asked.push('find');
     return answers.find as token.Entry;
+  },
+  leave: async (): Promise<token.LeaveResult> => {
+    asked.push('leave');
+    return { problem: '' };
   },
 };
 function admissions(perShopper = 0): Admissions {
@@ -211,9 +222,8 @@ describe('Admissions.enter', () => {
     const sale = await publish({});
     const gate = admissions(4);
     const shopperId = ShopperId.parse(`fast-${randomBytes(4).toString('hex')}`);
-    const storm = await Promise.all(
-      Array.from({ length: 12 }, () => gate.enter(request(sale, { shopperId }))),
-    );
+    const another = () => request(sale, { shopperId, key: IdempotencyKey.parse(randomUUID()) });
+    const storm = await Promise.all(Array.from({ length: 12 }, () => gate.enter(another())));
     const limited = storm.filter((answer) => answer.outcome === 'refused');
     expect(limited.length).toBeGreaterThanOrEqual(7);
     expect(limited[0]).toMatchObject({ code: 'rate_limited', retryAfterSeconds: 1 });
@@ -223,9 +233,7 @@ describe('Admissions.enter', () => {
       entry: { created: false },
     });
     // A machine is not answered any more, whatever it owns.
-    const flood = await Promise.all(
-      Array.from({ length: 40 }, () => gate.enter(request(sale, { shopperId }))),
-    );
+    const flood = await Promise.all(Array.from({ length: 40 }, () => gate.enter(another())));
     expect(flood.at(-1)).toMatchObject({ outcome: 'refused', code: 'rate_limited' });
   });
 
@@ -252,6 +260,101 @@ describe('Admissions.enter', () => {
     const limits = new RateLimits({ redis, perShopper: 0, perAddress: 0 });
     const silent = new Admissions(feed, limits, silentLine, doorFor(0));
     await expect(silent.enter(request(sale))).rejects.toThrow(new Refusal('unavailable'));
+  });
+});
+
+describe('a double click', () => {
+  const entry = (changes: object) => ({ ...GRANTED, entryId: 'e', purchaseToken: 't', ...changes });
+
+  it('meets the first answer while that is under way, and for a moment after it', async () => {
+    const sale = await publish({});
+    const gate = admissions();
+    const clicked = request(sale);
+    answers.enter = entry({});
+    const first = await Promise.all([gate.enter(clicked), gate.enter({ ...clicked, arrival: {} })]);
+    answers.enter = entry({ created: false, state: 'ordered' });
+    expect(await gate.enter({ ...clicked, arrival: {} })).toEqual(first[0]);
+    expect(first[1]).toEqual(first[0]);
+    expect(first[0]).toMatchObject({ entry: { created: true, state: 'granted' } });
+    expect(asked).toEqual(['enter']);
+    // Then it is asked for again.
+    await new Promise((resolve) => setTimeout(resolve, 600));
+    expect(await gate.enter(clicked)).toMatchObject({ entry: { created: false, state: 'ordered' } });
+  });
+
+  it('of another quantity, with another challenge, of somebody else or with another key is no double click', async () => {
+    const sale = await publish({});
+    const gate = admissions();
+    const clicked = request(sale, { challenge: 'solved' });
+    await gate.enter(clicked);
+    answers.enter = { problem: 'idempotency_key_reused' };
+    expect(await gate.enter({ ...clicked, quantity: 2 })).toMatchObject({ code: 'idempotency_key_reused' });
+    expect(await gate.enter({ ...clicked, challenge: '' })).toMatchObject({ code: 'idempotency_key_reused' });
+    await gate.enter({ ...clicked, shopperId: ShopperId.parse('another') });
+    await gate.enter({ ...clicked, key: IdempotencyKey.parse('another') });
+    expect(asked).toHaveLength(5);
+    // The first one is still answered as it was.
+    expect(await gate.enter(clicked)).toMatchObject({ entry: { state: 'granted' } });
+    expect(asked).toHaveLength(5);
+  });
+
+  it('after a refusal, or after nobody answered, is asked for again', async () => {
+    const sale = await publish({});
+    const clicked = request(sale);
+    const gate = admissions();
+    answers.enter = { problem: 'sold_out' };
+    const both = await Promise.all([gate.enter(clicked), gate.enter(clicked)]);
+    expect(both).toEqual([
+      { outcome: 'refused', code: 'sold_out' },
+      { outcome: 'refused', code: 'sold_out' },
+    ]);
+    expect(asked).toEqual(['enter']);
+    answers.enter = GRANTED;
+    expect(await gate.enter(clicked)).toMatchObject({ outcome: 'entry' });
+    let calls = 0;
+    const broken = {
+      ...line,
+      enter: () => {
+        calls += 1;
+        return Promise.reject(new CallFailed('Line.Enter', 'UNAVAILABLE', new Error('gone')));
+      },
+    };
+    const limits = new RateLimits({ redis, perShopper: 0, perAddress: 0 });
+    const silent = new Admissions(feed, limits, broken, doorFor(0));
+    const failed = await Promise.allSettled([silent.enter(clicked), silent.enter(clicked)]);
+    expect(failed.map(({ status }) => status)).toEqual(['rejected', 'rejected']);
+    expect(calls).toBe(1);
+    await expect(silent.enter(clicked)).rejects.toThrow(new Refusal('unavailable'));
+    expect(calls).toBe(2);
+  });
+
+  it('takes no second room at the door, and is not counted', async () => {
+    const sale = await publish({});
+    const door = doorFor(20);
+    const limits = new RateLimits({ redis, perShopper: 1, perAddress: 0 });
+    const gate = new Admissions(feed, limits, line, door);
+    const arrivals = [{}, {}, {}];
+    const clicked = request(sale);
+    // The burst of this door is two.
+    expect([door.enter({}), door.enter(arrivals[0] ?? {})]).toEqual([true, true]);
+    await gate.enter({ ...clicked, arrival: arrivals[0] ?? {} });
+    await until(() => door.enter(arrivals[1] ?? {}));
+    expect(await gate.enter({ ...clicked, arrival: arrivals[1] ?? {} })).toMatchObject({ outcome: 'entry' });
+    // The room that the second click came with is free again at once.
+    expect(door.enter(arrivals[2] ?? {})).toBe(true);
+    expect(asked).toEqual(['enter']);
+  });
+
+  it('after the place was given up does not meet what was given up', async () => {
+    const sale = await publish({});
+    const gate = admissions();
+    const clicked = request(sale);
+    await gate.enter(clicked);
+    const attemptId = attemptIdOf(clicked.saleId, clicked.shopperId, clicked.key);
+    await gate.leave(attemptId, clicked.shopperId, clicked.context);
+    answers.enter = entry({ created: false, state: 'released' });
+    expect(await gate.enter(clicked)).toMatchObject({ entry: { state: 'released' } });
+    expect(asked).toEqual(['enter', 'leave', 'enter']);
   });
 });
 

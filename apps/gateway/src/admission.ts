@@ -1,13 +1,16 @@
+import { createHash } from 'node:crypto';
 import type { LineClient, ProblemCode, item, token } from '@flash-sale/contracts';
 import { readProblem } from '@flash-sale/contracts';
 import {
   attemptIdOf,
+  saleIdOf,
   type AttemptId,
   type IdempotencyKey,
   type SaleId,
   type ShopperId,
 } from '@flash-sale/domain';
 import type { Door } from './door.js';
+import { FirstAnswers } from './first-answers.js';
 import { answerOf } from './problems.js';
 import type { RateLimits, RateVerdict } from './rate-limits.js';
 import type { Holders, KnownSale, SalesFeed } from './sales-feed.js';
@@ -55,26 +58,45 @@ const CLOCK_MARGIN_MS = 250;
  * (the holder filter never misses one who is) is looked up before being refused.
  */
 export class Admissions {
+  /** A refusal is better asked for again: units may be back. */
+  private readonly firstAnswers = new FirstAnswers<Admission>(({ outcome }) => outcome === 'entry');
+
   constructor(
     private readonly feed: SalesFeed,
     private readonly limits: RateLimits,
-    private readonly line: Pick<LineClient, 'enter' | 'findEntry'>,
-    private readonly door: Pick<Door, 'pass' | 'retryAfterSeconds'>,
+    private readonly line: Pick<LineClient, 'enter' | 'findEntry' | 'leave'>,
+    private readonly door: Pick<Door, 'pass' | 'leave' | 'retryAfterSeconds'>,
   ) {}
 
   /** Enters a sale. Idempotent by the shopper's key. */
   async enter(request: EntryRequest): Promise<Admission> {
     if (this.isBlocked(request.shopperId)) return BLOCKED;
-    const rate = await this.limits.take(request.address, request.shopperId);
     const sale = this.feed.find(request.saleId);
-    if (rate.outcome === 'beyond' && !(sale && rate.slightly)) return limited(rate);
     if (!sale) return { outcome: 'refused', code: this.feed.isFresh() ? 'not_found' : 'unavailable' };
+    const code = this.refusalOf(sale, request.quantity);
+    // It costs no more than to count it, which may take a call to Redis.
+    if (code !== null && !this.mayBeKnown(sale, request, code)) return { outcome: 'refused', code };
     const attemptId = attemptIdOf(request.saleId, request.shopperId, request.key);
-    const code = rate.outcome === 'beyond' ? 'rate_limited' : this.refusalOf(sale, request.quantity);
-    if (code !== null) {
-      const refused = rate.outcome === 'beyond' ? limited(rate) : ({ outcome: 'refused', code } as const);
-      return this.mayBeKnown(sale, request, code) ? this.knownOr(sale, attemptId, request, refused) : refused;
+    const body = bodyOf(request);
+    const first = this.firstAnswers.find(attemptId, body);
+    if (!first) return this.firstAnswers.keep(attemptId, body, this.decide(sale, attemptId, request, code));
+    this.door.leave(request.arrival);
+    return first;
+  }
+
+  /** @param code what memory says against the entry */
+  private async decide(
+    sale: KnownSale,
+    attemptId: AttemptId,
+    request: EntryRequest,
+    code: ProblemCode | null,
+  ): Promise<Admission> {
+    const rate = await this.limits.take(request.address, request.shopperId);
+    if (rate.outcome === 'beyond') {
+      const mayBeAnswered = rate.slightly && this.mayBeKnown(sale, request, 'rate_limited');
+      return mayBeAnswered ? this.knownOr(sale, attemptId, request, limited(rate)) : limited(rate);
     }
+    if (code !== null) return this.knownOr(sale, attemptId, request, { outcome: 'refused', code });
     if (!this.door.pass(request.arrival)) {
       const retryAfterSeconds = this.door.retryAfterSeconds();
       return { outcome: 'refused', code: 'unavailable', retryAfterSeconds };
@@ -114,13 +136,30 @@ export class Admissions {
     return asAdmission(await this.lookUp(sale, attemptId, shopperId, context, share));
   }
 
+  /** Gives up a place or a hold; answers as {@link LineClient.leave} does. */
+  async leave(
+    attemptId: AttemptId,
+    shopperId: ShopperId,
+    context: item.ItemContext,
+  ): Promise<token.LeaveResult> {
+    const lineMode = this.modeOf(saleIdOf(attemptId));
+    const left = await answerOf(this.line.leave({ attemptId, shopperId, lineMode, context }));
+    this.firstAnswers.forget(attemptId);
+    return left;
+  }
+
+  /** An entry has become an order: a later click must not be handed its purchase token as if it had not. */
+  noteOrder(orderId: string): void {
+    this.firstAnswers.forget(orderId);
+  }
+
   /** Whether a shopper may begin nothing any more: no entry and no order. What they ordered stays theirs. */
   isBlocked(shopperId: ShopperId): boolean {
     return this.feed.blocklist.has(shopperId);
   }
 
   /** Whether a sale has a line; of a sale that is not known here, the answer that costs a look more. */
-  modeOf(saleId: SaleId): string {
+  private modeOf(saleId: SaleId): string {
     return this.feed.find(saleId)?.snapshot.line.mode ?? 'fifo';
   }
 
@@ -203,6 +242,13 @@ export class Admissions {
     const wanted = { attemptId, shopperId, lineMode: mode, admitPerSecond, context };
     return answerOf(this.line.findEntry(wanted, undefined, share));
   }
+}
+
+/** What makes two entries with one key the same request. */
+function bodyOf({ quantity, challenge }: EntryRequest): string {
+  return challenge === ''
+    ? String(quantity)
+    : `${quantity} ${createHash('sha256').update(challenge).digest('base64')}`;
 }
 
 function limited(rate: RateVerdict & { outcome: 'beyond' }): Admission {

@@ -1,5 +1,5 @@
 import { Body, Controller, Delete, Get, Headers, HttpCode, Inject, Post, Req, Res } from '@nestjs/common';
-import { BACKGROUND_SHARE, LineClient, type ProblemCode, type item, type token } from '@flash-sale/contracts';
+import { BACKGROUND_SHARE, type ProblemCode, type item, type token } from '@flash-sale/contracts';
 import { AttemptId, SaleId, saleIdOf, type IdempotencyKey } from '@flash-sale/domain';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
@@ -7,7 +7,7 @@ import { Admissions, type Admission } from './admission.js';
 import { AccessFor, IdInPath, Origin, RetryKey, WhoCalls } from './caller.guard.js';
 import { EventStreams, POLL_AFTER_MS, type Look } from './event-streams.js';
 import type { Caller } from './identity.js';
-import { Refusal, answerOf, refuseProblem } from './problems.js';
+import { Refusal, refuseProblem } from './problems.js';
 import { EntryBody, instantOf, type EntryAnswer } from './schemas.js';
 
 /** Answers after which nothing more is to be seen of an entry. */
@@ -18,7 +18,6 @@ const GONE: ReadonlySet<ProblemCode> = new Set<ProblemCode>(['not_found', 'block
 export class EntriesController {
   constructor(
     @Inject(Admissions) private readonly admissions: Admissions,
-    @Inject(LineClient) private readonly line: LineClient,
     @Inject(EventStreams) private readonly streams: EventStreams,
   ) {}
 
@@ -96,15 +95,7 @@ export class EntriesController {
     @WhoCalls() caller: Caller,
     @Origin() context: item.ItemContext,
   ): Promise<void> {
-    const attemptId = attemptIdIn(id);
-    const result = await answerOf(
-      this.line.leave({
-        attemptId,
-        shopperId: caller.shopperId,
-        lineMode: this.admissions.modeOf(saleIdOf(attemptId)),
-        context,
-      }),
-    );
+    const result = await this.admissions.leave(attemptIdIn(id), caller.shopperId, context);
     refuseProblem(result.problem);
   }
 

@@ -60,6 +60,7 @@ export class OrdersController {
       'enqueue_unknown',
     );
     refuseProblem(placed.problem);
+    this.admissions.noteOrder(placed.orderId);
     void reply.header('location', `/v1/orders/${placed.orderId}`);
     return { orderId: placed.orderId, state: placed.state };
   }

@@ -79,7 +79,8 @@ describe('when units are scarce', () => {
       return sale.body['phase'] === 'sold_out';
     });
     const again = await holder.enter(saleId, 'k');
-    expect([again.status, again.body['purchaseToken']]).toEqual([200, first.body['purchaseToken']]);
+    expect(granted(again.status)).toBe(true);
+    expect(again.body['purchaseToken']).toBe(first.body['purchaseToken']);
     await holder.buy(saleId);
     const ordered = await holder.enter(saleId, 'k');
     expect([ordered.status, ordered.body['state']]).toEqual([200, 'ordered']);
