@@ -25,16 +25,16 @@ declare module 'fastify' {
 export interface Access {
   /** `anybody` needs no access token. */
   readonly who: 'anybody' | 'shopper' | 'operator';
-  /** False where the handler counts the request by itself. */
-  readonly limited: boolean;
+  /** Where the request is counted: by all gateways together, by this one alone, or by the handler itself. */
+  readonly counted: 'together' | 'here' | 'by handler';
 }
 
 const ACCESS = 'flash-sale:access';
-const DEFAULT_ACCESS: Access = { who: 'shopper', limited: true };
+const DEFAULT_ACCESS: Access = { who: 'shopper', counted: 'together' };
 
 /** States who may call a handler, or all handlers of a controller. */
-export const AccessFor = (who: Access['who'], limited = true) =>
-  SetMetadata(ACCESS, { who, limited } satisfies Access);
+export const AccessFor = (who: Access['who'], counted: Access['counted'] = 'together') =>
+  SetMetadata(ACCESS, { who, counted } satisfies Access);
 
 /** Who calls comes from the verified access token and from nowhere else. */
 @Injectable()
@@ -47,7 +47,7 @@ export class CallerGuard implements CanActivate {
   async canActivate(execution: ExecutionContext): Promise<boolean> {
     const request = execution.switchToHttp().getRequest<FastifyRequest>();
     void execution.switchToHttp().getResponse<FastifyReply>().header('cache-control', 'no-store');
-    const { who, limited } = accessOf(execution);
+    const { who, counted } = accessOf(execution);
     let shopperId: string | null = null;
     if (who !== 'anybody') {
       const caller = await this.identify(request);
@@ -55,8 +55,11 @@ export class CallerGuard implements CanActivate {
       request.caller = caller;
       shopperId = caller.shopperId;
     }
-    if (limited) {
-      const rate = await this.limits.take(request.ip, shopperId);
+    if (counted !== 'by handler') {
+      const rate =
+        counted === 'here'
+          ? await this.limits.takeHere(request.ip)
+          : await this.limits.take(request.ip, shopperId);
       if (rate.outcome === 'beyond') {
         throw new Refusal('rate_limited', { retryAfterSeconds: rate.retryAfterSeconds });
       }

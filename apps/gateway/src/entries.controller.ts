@@ -22,7 +22,7 @@ export class EntriesController {
   ) {}
 
   @Post('sales/:saleId/entries')
-  @AccessFor('shopper', false)
+  @AccessFor('shopper', 'by handler')
   async enter(
     @IdInPath('saleId') id: string,
     @RetryKey() key: IdempotencyKey,

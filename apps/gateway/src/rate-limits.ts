@@ -32,10 +32,13 @@ const FREE_SHARE = 0.1;
 export class RateLimits {
   private readonly shopper: TwoStageLimit | null;
   private readonly address: TwoStageLimit | null;
+  private readonly pages: RateLimiterMemory | null;
 
   constructor({ redis, perShopper, perAddress }: RateLimitsOptions) {
     this.shopper = perShopper > 0 ? new TwoStageLimit(redis, 'shopper', perShopper) : null;
     this.address = perAddress > 0 ? new TwoStageLimit(redis, 'address', perAddress) : null;
+    this.pages =
+      perAddress > 0 ? new RateLimiterMemory({ points: perAddress, duration: 1, keyPrefix: 'pages' }) : null;
   }
 
   /** Counts a request; the stricter limit answers. */
@@ -44,6 +47,16 @@ export class RateLimits {
     if (byAddress.outcome === 'beyond' || !this.shopper || shopperId === null) return byAddress;
     return this.shopper.take(shopperId);
   }
+
+  /** Counts a request that memory answers, here alone: to ask Redis about it would cost more than to answer it. */
+  async takeHere(address: string): Promise<RateVerdict> {
+    const beyond = this.pages && (await consume(this.pages, address));
+    return beyond ? { ...beyondOf(beyond), slightly: false } : WITHIN;
+  }
+}
+
+function beyondOf({ msBeforeNext }: RateLimiterRes) {
+  return { outcome: 'beyond', retryAfterSeconds: Math.max(1, Math.ceil(msBeforeNext / 1_000)) } as const;
 }
 
 class TwoStageLimit {
@@ -81,8 +94,7 @@ class TwoStageLimit {
     const shared = await consume(this.shared, key);
     if (shared === null) return WITHIN;
     return {
-      outcome: 'beyond',
-      retryAfterSeconds: Math.max(1, Math.ceil(shared.msBeforeNext / 1_000)),
+      ...beyondOf(shared),
       slightly: shared.consumedPoints > 0 && shared.consumedPoints <= this.points * SLIGHTLY,
     };
   }

@@ -59,7 +59,7 @@ export class SalesController {
   ) {}
 
   @Get('time')
-  @AccessFor('anybody')
+  @AccessFor('anybody', 'here')
   time() {
     return { now: instantOf(this.feed.now()) };
   }
@@ -73,7 +73,7 @@ export class SalesController {
   }
 
   @Get('sales')
-  @AccessFor('anybody')
+  @AccessFor('anybody', 'here')
   list(@Res() reply: FastifyReply): void {
     this.send('sales', reply, () => {
       const nowMs = this.feed.now();
@@ -85,7 +85,7 @@ export class SalesController {
   }
 
   @Get('sales/:saleId')
-  @AccessFor('anybody')
+  @AccessFor('anybody', 'here')
   read(@IdInPath('saleId') id: string, @Res() reply: FastifyReply): void {
     const saleId = SaleId.safeParse(id);
     const known = saleId.success ? this.feed.find(saleId.data) : undefined;
