@@ -69,6 +69,10 @@ const line = {
     asked.push('leave');
     return { problem: '' };
   },
+  progress: async (): Promise<token.ProgressReply> => {
+    asked.push('progress');
+    return { bornMs: 1, admitted: 0, admittedTo: 0, soldOut: false };
+  },
 };
 function admissions(perShopper = 0): Admissions {
   return new Admissions(feed, new RateLimits({ redis, perShopper, perAddress: 0 }), line, doorFor(0));
@@ -345,6 +349,19 @@ describe('a double click', () => {
     expect(asked).toEqual(['enter']);
   });
 
+  it('after a look meets what that has shown', async () => {
+    const sale = await publish({ line: { mode: 'fifo', admitPerSecond: 1, overbook: 0 } });
+    const gate = admissions();
+    const clicked = request(sale);
+    const attemptId = attemptIdOf(clicked.saleId, clicked.shopperId, clicked.key);
+    answers.enter = entry({ state: 'waiting', position: 1 });
+    expect(await gate.enter(clicked)).toMatchObject({ entry: { state: 'waiting' } });
+    answers.find = entry({ created: false });
+    await gate.find(attemptId, sale.saleId, clicked.shopperId, clicked.context);
+    answers.enter = answers.find;
+    expect(await gate.enter(clicked)).toMatchObject({ entry: { state: 'granted', created: false } });
+  });
+
   it('after the place was given up does not meet what was given up', async () => {
     const sale = await publish({});
     const gate = admissions();
@@ -355,6 +372,34 @@ describe('a double click', () => {
     answers.enter = entry({ created: false, state: 'released' });
     expect(await gate.enter(clicked)).toMatchObject({ entry: { state: 'released' } });
     expect(asked).toEqual(['enter', 'leave', 'enter']);
+  });
+});
+
+describe('a poll of a waiting entry', () => {
+  const line1 = { line: { mode: 'fifo', admitPerSecond: 1, overbook: 0 } } as const;
+
+  it('costs no call while the line has not come near; what ends the sale, or blocks the shopper, is told at once', async () => {
+    const sale = await publish(line1);
+    const gate = admissions();
+    const clicked = request(sale);
+    const { shopperId } = clicked;
+    const attemptId = attemptIdOf(sale.saleId, shopperId, clicked.key);
+    const poll = () => gate.find(attemptId, sale.saleId, shopperId, clicked.context);
+    const place = { number: 40, bornMs: 1, admitted: 0 };
+    answers.enter = { ...GRANTED, state: 'waiting', entryId: attemptId, position: 40, ticket: 't', place };
+    answers.find = { ...answers.enter, created: false };
+    expect(await gate.enter(clicked)).toMatchObject({ entry: { created: true, position: 40 } });
+    await poll();
+    asked = [];
+    for (let i = 0; i < 50; i += 1) {
+      expect(await poll()).toMatchObject({ entry: { state: 'waiting', created: false, position: 40 } });
+    }
+    expect(asked.filter((call) => call !== 'progress')).toEqual([]);
+    await publish({ ...sale, soldOut: true, version: 2 });
+    answers.find = { ...GRANTED, state: 'sold_out', entryId: attemptId };
+    expect(await poll()).toMatchObject({ entry: { state: 'sold_out' } });
+    await publish({ ...sale, version: 3 });
+    expect(await poll()).toMatchObject({ entry: { state: 'sold_out' } });
   });
 });
 

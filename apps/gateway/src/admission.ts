@@ -13,6 +13,7 @@ import type { Door } from './door.js';
 import { FirstAnswers } from './first-answers.js';
 import { answerOf } from './problems.js';
 import type { RateLimits, RateVerdict } from './rate-limits.js';
+import { WaitingPlaces } from './waiting-places.js';
 import type { Holders, KnownSale, SalesFeed } from './sales-feed.js';
 
 export interface EntryRequest {
@@ -61,12 +62,16 @@ export class Admissions {
   /** A refusal is better asked for again: units may be back. */
   private readonly firstAnswers = new FirstAnswers<Admission>(({ outcome }) => outcome === 'entry');
 
+  private readonly places: WaitingPlaces;
+
   constructor(
     private readonly feed: SalesFeed,
     private readonly limits: RateLimits,
-    private readonly line: Pick<LineClient, 'enter' | 'findEntry' | 'leave'>,
+    private readonly line: Pick<LineClient, 'enter' | 'findEntry' | 'leave' | 'progress'>,
     private readonly door: Pick<Door, 'pass' | 'leave' | 'retryAfterSeconds'>,
-  ) {}
+  ) {
+    this.places = new WaitingPlaces(line);
+  }
 
   /** Enters a sale. Idempotent by the shopper's key. */
   async enter(request: EntryRequest): Promise<Admission> {
@@ -114,6 +119,7 @@ export class Admissions {
         context: request.context,
       }),
     );
+    this.places.note(snapshot, attemptId, request.shopperId, entry);
     return asAdmission(entry);
   }
 
@@ -131,9 +137,20 @@ export class Admissions {
   ): Promise<Admission> {
     const sale = this.feed.find(saleId);
     if (!sale) return { outcome: 'refused', code: this.feed.isFresh() ? 'not_found' : 'unavailable' };
-    // A look at the head of a line sets units aside.
-    if (sale.snapshot.line.mode === 'fifo' && this.isBlocked(shopperId)) return BLOCKED;
-    return asAdmission(await this.lookUp(sale, attemptId, shopperId, context, share));
+    const { snapshot } = sale;
+    if (snapshot.line.mode === 'fifo') {
+      // A look at the head of a line sets units aside.
+      if (this.isBlocked(shopperId)) return BLOCKED;
+      const phase = this.feed.isFresh() ? this.feed.phaseOf(snapshot) : null;
+      const mayWait = phase === 'open' || phase === 'paused';
+      const known = mayWait ? this.places.find(snapshot, attemptId, shopperId) : undefined;
+      if (known) return { outcome: 'entry', entry: known };
+    }
+    const entry = await this.lookUp(sale, attemptId, shopperId, context, share);
+    this.places.note(snapshot, attemptId, shopperId, entry);
+    // Whoever has seen their unit must not be told by a later click that they wait.
+    this.firstAnswers.forget(attemptId);
+    return asAdmission(entry);
   }
 
   /** Gives up a place or a hold; answers as {@link LineClient.leave} does. */
@@ -145,6 +162,7 @@ export class Admissions {
     const lineMode = this.modeOf(saleIdOf(attemptId));
     const left = await answerOf(this.line.leave({ attemptId, shopperId, lineMode, context }));
     this.firstAnswers.forget(attemptId);
+    this.places.forget(attemptId);
     return left;
   }
 

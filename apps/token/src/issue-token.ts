@@ -26,6 +26,7 @@ const NO_ENTRY: token.Entry = {
   pollAfterMs: 0,
   ticket: '',
   reason: '',
+  place: undefined,
 };
 
 /** An answer that is a refusal. */

@@ -8,6 +8,10 @@ export type Standing =
       /** 1 is next. */
       readonly position: number;
       readonly created: boolean;
+      /** Its number of arrival, and the line's {@link LineProgress} of that moment. */
+      readonly number: number;
+      readonly bornMs: number;
+      readonly admitted: number;
     }
   | {
       readonly kind: 'admitted';
@@ -19,6 +23,17 @@ export type Standing =
   | { readonly kind: 'live'; readonly tail: string; readonly quantity: number }
   | { readonly kind: 'exists' | 'reused' | 'sold_out' | 'unknown' };
 
+/** How far a line has come. */
+export interface LineProgress {
+  /** Since when there is this line, by Redis' clock: another one where Redis has lost the one before. */
+  readonly bornMs: number;
+  /** How many it ever let through. */
+  readonly admitted: number;
+  /** The highest number of arrival that it let through. */
+  readonly admittedTo: number;
+  readonly soldOut: boolean;
+}
+
 const END_STATES = ['ordered', 'expired', 'released', 'sold_out'] as const;
 export type EndState = (typeof END_STATES)[number];
 
@@ -28,6 +43,17 @@ const script = <Reply>(name: string, decode: (reply: unknown) => Reply) =>
 export const enterLine = script('enter-line', decodeStandings);
 export const findInLine = script('find-in-line', decodeStandings);
 export const leaveLine = script('leave-line', decodeStandings);
+export const lineProgress = script('line-progress', (reply): LineProgress => {
+  if (!Array.isArray(reply) || !reply.every((part) => typeof part === 'string'))
+    throw new Error('a list of texts was expected');
+  const [born = '', admitted = '', admittedTo = '', soldOut = ''] = reply;
+  return {
+    bornMs: whole(born),
+    admitted: whole(admitted),
+    admittedTo: whole(admittedTo),
+    soldOut: flag(soldOut),
+  };
+});
 export const settleInLine = script('settle-in-line', (reply) => {
   if (typeof reply !== 'number') throw new Error('a number was expected');
   return reply;
@@ -42,10 +68,18 @@ function decodeStanding(item: unknown): Standing {
   if (!Array.isArray(item) || !item.every((part) => typeof part === 'string')) {
     throw new Error('a list of texts was expected');
   }
-  const [kind = '', tail = '', third = '', fourth = ''] = item;
+  const [kind = '', tail = '', third = '', fourth = '', number = '', born = '', admitted = ''] = item;
   switch (kind) {
     case 'waiting':
-      return { kind, tail: required(tail), position: count(third), created: flag(fourth) };
+      return {
+        kind,
+        tail: required(tail),
+        position: count(third),
+        created: flag(fourth),
+        number: count(number),
+        bornMs: whole(born),
+        admitted: whole(admitted),
+      };
     case 'admitted':
       return { kind, tail: required(tail), quantity: count(third), created: flag(fourth) };
     case 'ended': {
@@ -71,8 +105,14 @@ function required(tail: string): string {
 }
 
 function count(text: string): number {
-  const number = Number(text);
-  if (!Number.isSafeInteger(number) || number < 1) throw new Error(`"${text}" is no count`);
+  const number = whole(text);
+  if (number < 1) throw new Error(`"${text}" is no count`);
+  return number;
+}
+
+function whole(text: string): number {
+  const number = text === '' ? Number.NaN : Number(text);
+  if (!Number.isSafeInteger(number) || number < 0) throw new Error(`"${text}" is no whole number`);
   return number;
 }
 

@@ -33,6 +33,11 @@ export class LineController {
     return { results: await this.line.leave(request.items, itemDeadlinesMs(request, call)) };
   }
 
+  @GrpcMethod('Line', 'Progress')
+  progress({ saleId, admitPerSecond }: token.ProgressRequest): Promise<token.ProgressReply> {
+    return this.line.progress(SaleId.parse(saleId), admitPerSecond);
+  }
+
   @GrpcMethod('Line', 'CreateChallenge')
   async createChallenge(request: token.CreateChallengeRequest): Promise<token.CreateChallengeReply> {
     const saleId = SaleId.parse(request.saleId);

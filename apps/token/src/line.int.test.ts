@@ -12,6 +12,7 @@ import {
 } from '@flash-sale/domain';
 import { connectRedis, type RedisClient } from '@flash-sale/redis';
 import { startRedisCluster, type RedisCluster } from '@flash-sale/stack';
+import { lineKeys } from './keys.js';
 import { Line, type StockForLine } from './line.js';
 import { ProofOfWork } from './proof-of-work.js';
 
@@ -136,6 +137,40 @@ function one<T>(answers: readonly T[]): T {
 }
 /** Uses up the credit for the first entry, so that the next has to wait. */
 const occupyHead = () => enter('head');
+
+describe('Line.progress', () => {
+  const progress = () => line.progress(saleId, STANDING.admitPerSecond);
+
+  it('tells how far the line has come, so that every other place can be counted', async () => {
+    expect(await progress()).toMatchObject({ admitted: 0, admittedTo: 0, soldOut: false });
+    const head = await enter('head');
+    expect(head.state).toBe('granted');
+    const [two, three, four] = [await enter('two'), await enter('three'), await enter('four')];
+    const before = await progress();
+    expect(before).toMatchObject({ admitted: 1, admittedTo: 1 });
+    expect([two, three, four].map(({ place }) => place)).toEqual(
+      [2, 3, 4].map((number) => ({ number, bornMs: before.bornMs, admitted: 1 })),
+    );
+    await leave('two');
+    // The line is moved on by whoever asks how far it has come.
+    await redis.hset(lineKeys(saleId).gate, 'credit', '1');
+    expect(await progress()).toMatchObject({ admitted: 2, admittedTo: 3 });
+    expect(await find('three', 'k', STANDING)).toMatchObject({ state: 'granted' });
+    expect(await find('four', 'k', STANDING)).toMatchObject({
+      state: 'waiting',
+      position: 1,
+      place: { number: 4, bornMs: before.bornMs, admitted: 2 },
+    });
+  });
+
+  it('is that of another line after Redis has lost the first', async () => {
+    const { bornMs } = await progress();
+    const { gate, places, entries, shoppers } = lineKeys(saleId);
+    await redis.del(gate, places, entries, shoppers);
+    await delay(5);
+    expect((await progress()).bornMs).toBeGreaterThan(bornMs);
+  });
+});
 
 describe('Line without a line', () => {
   const off = { lineMode: 'off' };

@@ -6,6 +6,7 @@ import {
   attemptIdFrom,
   saleIdOf,
   tailOf,
+  waitOf,
   type SaleId,
   type SigningKeys,
 } from '@flash-sale/domain';
@@ -16,8 +17,10 @@ import {
   enterLine,
   findInLine,
   leaveLine,
+  lineProgress,
   settleInLine,
   type EndState,
+  type LineProgress,
   type Standing,
 } from './line-scripts.js';
 import type { ProofOfWork } from './proof-of-work.js';
@@ -65,8 +68,6 @@ const ANSWER_TAKES_MS = 50;
 const SOLD_OUT_FOR_MS = 1_000;
 /** For this long after Stock said that the sale does not sell at the moment nobody is admitted. */
 const STALLED_FOR_MS = 1_000;
-const POLL_AFTER_MIN_MS = 500;
-const POLL_AFTER_MAX_MS = 10_000;
 /** An entry next to another one of the same shopper asks Stock once which of them lives; more means that it changes as we look. */
 const MAX_ROUNDS = 3;
 
@@ -118,6 +119,11 @@ export class Line {
       await this.note(saleId, notes);
       return answers;
     });
+  }
+
+  /** How far a sale's line has come; moves it on by what time allows. */
+  progress(saleId: SaleId, admitPerSecond: number): Promise<LineProgress> {
+    return lineProgress.run(this.options.redis, keyList(saleId), [admitPerSecond]);
   }
 
   /** Gives up places and holds. Idempotent. */
@@ -250,7 +256,7 @@ export class Line {
   ): Promise<token.Entry> {
     switch (standing.kind) {
       case 'waiting':
-        return this.waiting(one, standing.tail, standing.position, standing.created);
+        return this.waiting(one, standing.tail, standing.position, standing.created, standing);
       case 'admitted':
         return this.grantAdmitted(one, standing, notes);
       case 'ended':
@@ -273,15 +279,17 @@ export class Line {
     tail: string,
     position: number,
     created: boolean,
+    place?: Pick<token.WaitingPlace, 'number' | 'bornMs' | 'admitted'>,
   ): token.Entry {
     const entryId = attemptIdFrom(one.saleId, tail);
-    const waitMs = (position * 1_000) / Math.max(1, one.admitPerSecond);
     return entry(entryId, 'waiting', {
       created,
       position,
-      estimatedWaitSeconds: Math.ceil(waitMs / 1_000),
-      pollAfterMs: Math.round(Math.min(POLL_AFTER_MAX_MS, Math.max(POLL_AFTER_MIN_MS, waitMs / 4))),
+      ...waitOf(position, one.admitPerSecond),
       ticket: signTicket(entryId, one.shopperId, this.options.keys),
+      ...(place && {
+        place: { number: place.number, bornMs: place.bornMs, admitted: place.admitted },
+      }),
     });
   }
 

@@ -193,6 +193,7 @@ export class LineClient {
   readonly enter: ItemCall<token.EnterItem, token.Entry>;
   readonly findEntry: ItemCall<token.FindEntryItem, token.Entry>;
   readonly leave: ItemCall<token.LeaveItem, token.LeaveResult>;
+  readonly progress: UnaryCall<token.ProgressRequest, token.ProgressReply>;
   readonly createChallenge: UnaryCall<token.CreateChallengeRequest, token.CreateChallengeReply>;
 
   constructor(address: string, options: CallOptions = {}) {
@@ -200,6 +201,7 @@ export class LineClient {
     this.enter = itemCall(this.channel, 'Line.Enter', options, this.entering);
     this.findEntry = itemCall(this.channel, 'Line.FindEntries', options);
     this.leave = itemCall(this.channel, 'Line.Leave', options);
+    this.progress = unaryCall(this.channel, 'Progress', OTHER_CALLS);
     this.createChallenge = unaryCall(this.channel, 'CreateChallenge', CORE_CALLS);
   }
   /** Whether one more entry would be refused at this moment: asked before anything is spent on it. */

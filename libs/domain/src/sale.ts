@@ -139,3 +139,18 @@ export function splitAllotment(allotment: number, bucketCount: number): number[]
   const rest = allotment % bucketCount;
   return Array.from({ length: bucketCount }, (_, bucket) => share + (bucket < rest ? 1 : 0));
 }
+
+const POLL_AFTER_MIN_MS = 500;
+const POLL_AFTER_MAX_MS = 10_000;
+
+/** How long somebody in a line has to wait, as far as one can tell, and when to ask again. @param position 1 is next */
+export function waitOf(
+  position: number,
+  admitPerSecond: number,
+): { readonly estimatedWaitSeconds: number; readonly pollAfterMs: number } {
+  const waitMs = (position * 1_000) / Math.max(1, admitPerSecond);
+  return {
+    estimatedWaitSeconds: Math.ceil(waitMs / 1_000),
+    pollAfterMs: Math.round(Math.min(POLL_AFTER_MAX_MS, Math.max(POLL_AFTER_MIN_MS, waitMs / 4))),
+  };
+}

@@ -86,6 +86,7 @@ function entryOf(entryId: string, state: string): token.Entry {
     pollAfterMs: 0,
     ticket: '',
     reason: '',
+    place: undefined,
   };
 }
 function wish(attemptId: string): token.EnterItem {

@@ -6,7 +6,8 @@ ARGV 1 entries admitted a second; then four for each item, in order of arrival:
      tail, shopper, quantity,
      about the shopper's other, admitted entry, as Stock says: '' (not asked yet), '=tail' (it lives) or '-tail' (it is over)
 Reply, one for each item:
-     {'waiting', tail, position, created}   created is '1' when this call made the entry, else '0'
+     {'waiting', tail, position, created, number, bornMs, admitted}   created is '1' when this call made the entry, else '0';
+                                            the last three as in line.lua
      {'admitted', tail, quantity, created}  through the line: ask Stock
      {'ended', tail, state, reason}
      {'live', tail, quantity}               the shopper has another, admitted entry: ask Stock whether it lives, come again

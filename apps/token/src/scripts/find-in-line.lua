@@ -4,7 +4,7 @@ Where entries of one sale stand; moves the line on by what time allows.
 KEYS 1 gate, 2 places, 3 entries, 4 shoppers (see keys.ts)
 ARGV 1 entries admitted a second; then two for each item: tail, shopper
 Reply, one for each item:
-     {'waiting', tail, position, '0'} | {'admitted', tail, quantity, '0'} | {'ended', tail, state, reason}
+     {'waiting', tail, position, '0', number, bornMs, admitted} | {'admitted', tail, quantity, '0'} | {'ended', tail, state, reason}
      {'unknown'}                      no such entry of this shopper in the line
 ]]
 local GATE, PLACES, ENTRIES, SHOPPERS = KEYS[1], KEYS[2], KEYS[3], KEYS[4]

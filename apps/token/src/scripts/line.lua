@@ -43,6 +43,13 @@ local function end_entry(entry, state, reason)
   entry.kind, entry.state, entry.reason = 'E', state, reason
 end
 
+-- How far the line has come, as texts: since when there is this line (ms), how many it ever let through, and the number of
+-- arrival of the last of them. Numbers grow and the lowest goes first, so who has a higher one waits, unless they left.
+local function progress()
+  local gate = redis.call('HMGET', GATE, 'bornMs', 'admitted', 'admittedTo')
+  return { gate[1] or '0', gate[2] or '0', gate[3] or '0' }
+end
+
 -- Lets through as many from the head as the token bucket has credit for: `rate` a second, by the clock of Redis, with at
 -- most one second's worth saved up, because the line moves only when somebody asks.
 local function admit(rate, now)
@@ -58,7 +65,12 @@ local function admit(rate, now)
       redis.call('HSET', ENTRIES, heads[i], table.concat({ 'A', entry.shopper, entry.quantity }, '|'))
     end
     credit = credit - #heads / 2
+    if #heads > 0 then
+      redis.call('HINCRBY', GATE, 'admitted', #heads / 2)
+      redis.call('HSET', GATE, 'admittedTo', heads[#heads])
+    end
   end
+  redis.call('HSETNX', GATE, 'bornMs', string.format('%.0f', now))
   redis.call('HSET', GATE, 'credit', string.format('%.3f', credit), 'atMs', string.format('%.0f', now))
   for _, key in ipairs({ GATE, PLACES, ENTRIES, SHOPPERS }) do
     redis.call('EXPIRE', key, KEEP_SECONDS)
@@ -70,15 +82,17 @@ local function sold_out_now(now)
   return now < tonumber(redis.call('HGET', GATE, 'soldOutUntilMs') or 0)
 end
 
--- What is answered about an entry: {'waiting', tail, position, created}, {'admitted', tail, quantity, created} or
--- {'ended', tail, state, reason}.
+-- What is answered about an entry: {'waiting', tail, position, created, number of arrival, bornMs, admitted},
+-- {'admitted', tail, quantity, created} or {'ended', tail, state, reason}.
 local function standing(entry, created, sold_out)
   if entry.kind == 'W' and sold_out then
     end_entry(entry, 'sold_out', '')
   end
   if entry.kind == 'W' then
     local rank = redis.call('ZRANK', PLACES, entry.tail)
-    return { 'waiting', entry.tail, tostring(rank + 1), created }
+    local line = progress()
+    -- A waiting entry has its number where others have their state.
+    return { 'waiting', entry.tail, tostring(rank + 1), created, entry.state, line[1], line[2] }
   elseif entry.kind == 'A' then
     return { 'admitted', entry.tail, entry.quantity, created }
   end

@@ -53,8 +53,37 @@ export interface Entry {
   readonly pollAfterMs: number;
   /** with waiting: signed, to be sent back as X-Entry-Ticket */
   readonly ticket: string;
+  /** with waiting, where the line knows it */
+  readonly place:
+    | WaitingPlace
+    | undefined;
   /** why it ended, e.g. sale_closed, limit_reached, hold_expired; else empty */
   readonly reason: string;
+}
+
+/** A place in a line, to be held against the line's progress: whoever has a number above admitted_to waits, unless they left. */
+export interface WaitingPlace {
+  /** of arrival */
+  readonly number: number;
+  /** of the line; progress of another one says nothing about this place */
+  readonly bornMs: number;
+  /** how many the line had let through when the position was counted */
+  readonly admitted: number;
+}
+
+export interface ProgressRequest {
+  readonly saleId: string;
+  readonly admitPerSecond: number;
+}
+
+export interface ProgressReply {
+  readonly bornMs: number;
+  /** entries ever let through */
+  readonly admitted: number;
+  /** the highest number among them */
+  readonly admittedTo: number;
+  /** nobody is kept waiting at the moment */
+  readonly soldOut: boolean;
 }
 
 export interface FindEntriesRequest {
@@ -110,5 +139,7 @@ export interface Line {
   FindEntries(request: FindEntriesRequest): Promise<FindEntriesReply>;
   /** Gives up a place or a hold. */
   Leave(request: LeaveRequest): Promise<LeaveReply>;
+  /** How far a sale's line has come, for gateways that tell who still waits. Moves the line on. */
+  Progress(request: ProgressRequest): Promise<ProgressReply>;
   CreateChallenge(request: CreateChallengeRequest): Promise<CreateChallengeReply>;
 }
