@@ -1,4 +1,4 @@
-import { randomBytes } from 'node:crypto';
+import { randomUUID } from 'node:crypto';
 
 const ACCEPTED = /^[A-Za-z0-9_-]{1,64}$/;
 
@@ -7,12 +7,11 @@ export function requestIdFrom(given: unknown): string {
   return typeof given === 'string' && ACCEPTED.test(given) ? given : uuidV7();
 }
 
-/** A UUID of version 7: its first 48 bits are the time in ms, so that ids sort by when they were made. */
+/**
+ * A UUID of version 7: its first 48 bits are the time in ms, so that ids sort by when they were made. The rest is that of a
+ * random one, for which node asks the system for many at once: asked for each, that alone took a tenth of a request.
+ */
 export function uuidV7(nowMs = Date.now()): string {
-  const bytes = randomBytes(16);
-  bytes.writeUIntBE(nowMs, 0, 6);
-  bytes.writeUInt8(0x70 | (bytes.readUInt8(6) & 0x0f), 6);
-  bytes.writeUInt8(0x80 | (bytes.readUInt8(8) & 0x3f), 8);
-  const hex = bytes.toString('hex');
-  return [hex.slice(0, 8), hex.slice(8, 12), hex.slice(12, 16), hex.slice(16, 20), hex.slice(20)].join('-');
+  const time = nowMs.toString(16).padStart(12, '0');
+  return `${time.slice(0, 8)}-${time.slice(8)}-7${randomUUID().slice(15)}`;
 }
