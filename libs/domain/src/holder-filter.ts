@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import { bucketOf, type ShopperId } from './ids.js';
 
 /**
@@ -19,10 +19,10 @@ export function filterBitsFor(allotment: number, bucketCount: number): number {
 
 /** The bits that stand for a shopper within the home bucket's bitmap. */
 export function filterPositions(shopperId: ShopperId, bits: number): number[] {
-  const digest = createHash('sha256').update(shopperId).digest();
-  const start = digest.readUInt32BE(4);
+  const digest = hash('sha256', shopperId, 'hex');
+  const start = Number.parseInt(digest.slice(8, 16), 16);
   // `| 1` makes it odd, so that it is prime to the power of two; `>>> 0` keeps it unsigned.
-  const step = (digest.readUInt32BE(8) | 1) >>> 0;
+  const step = (Number.parseInt(digest.slice(16, 24), 16) | 1) >>> 0;
   return Array.from({ length: HASHES }, (_, i) => (start + i * step) % bits);
 }
 

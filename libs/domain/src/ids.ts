@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import { z } from 'zod';
 
 /**
@@ -47,7 +47,7 @@ export type IdempotencyKey = z.infer<typeof IdempotencyKey>;
  * 132 bits of SHA-256 keep two attempts apart. `|` is in none of the inputs' alphabets, so no two triples collide.
  */
 export function attemptIdOf(saleId: SaleId, shopperId: ShopperId, key: IdempotencyKey): AttemptId {
-  const digest = createHash('sha256').update(`${saleId}|${shopperId}|${key}`).digest('base64url');
+  const digest = hash('sha256', `${saleId}|${shopperId}|${key}`, 'base64url');
   return `${saleId}-${digest.slice(0, TAIL_LENGTH)}` as AttemptId;
 }
 
@@ -73,5 +73,5 @@ export function attemptIdFrom(saleId: SaleId, tail: string): AttemptId {
  * @param bucketCount 1 to 1024, fixed when the sale is warmed up
  */
 export function bucketOf(shopperId: ShopperId, bucketCount: number): number {
-  return createHash('sha256').update(shopperId).digest().readUInt32BE(0) % bucketCount;
+  return Number.parseInt(hash('sha256', shopperId, 'hex').slice(0, 8), 16) % bucketCount;
 }
