@@ -32,7 +32,11 @@ export class Refusal extends Error {
       readonly cause?: Error;
     } = {},
   ) {
+    // It says where nothing went wrong: a stack would take longer than the refusal itself.
+    const { stackTraceLimit } = Error;
+    Error.stackTraceLimit = 0;
     super(code);
+    Error.stackTraceLimit = stackTraceLimit;
   }
 }
 
