@@ -57,9 +57,7 @@ export class CallerGuard implements CanActivate {
     }
     if (counted !== 'by handler') {
       const rate =
-        counted === 'here'
-          ? await this.limits.takeHere(request.ip)
-          : await this.limits.take(request.ip, shopperId);
+        counted === 'here' ? this.limits.takeHere(request.ip) : await this.limits.take(request.ip, shopperId);
       if (rate.outcome === 'beyond') {
         throw new Refusal('rate_limited', { retryAfterSeconds: rate.retryAfterSeconds });
       }

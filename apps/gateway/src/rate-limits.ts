@@ -19,6 +19,7 @@ export type RateVerdict =
     };
 
 const WITHIN: RateVerdict = { outcome: 'within' };
+const BEYOND_HERE: RateVerdict = { outcome: 'beyond', retryAfterSeconds: 1, slightly: false };
 /** Up to this multiple of the limit a shopper who may own something is still answered. */
 const SLIGHTLY = 4;
 /** This share of a limit is counted in memory alone, so that almost nobody's request costs a call to Redis. */
@@ -32,13 +33,12 @@ const FREE_SHARE = 0.1;
 export class RateLimits {
   private readonly shopper: TwoStageLimit | null;
   private readonly address: TwoStageLimit | null;
-  private readonly pages: RateLimiterMemory | null;
+  private readonly pages: SecondCounter | null;
 
   constructor({ redis, perShopper, perAddress }: RateLimitsOptions) {
     this.shopper = perShopper > 0 ? new TwoStageLimit(redis, 'shopper', perShopper) : null;
     this.address = perAddress > 0 ? new TwoStageLimit(redis, 'address', perAddress) : null;
-    this.pages =
-      perAddress > 0 ? new RateLimiterMemory({ points: perAddress, duration: 1, keyPrefix: 'pages' }) : null;
+    this.pages = perAddress > 0 ? new SecondCounter(perAddress) : null;
   }
 
   /** Counts a request; the stricter limit answers. */
@@ -49,18 +49,34 @@ export class RateLimits {
   }
 
   /** Counts a request that memory answers, here alone: to ask Redis about it would cost more than to answer it. */
-  async takeHere(address: string): Promise<RateVerdict> {
-    const beyond = this.pages && (await consume(this.pages, address));
-    return beyond ? { ...beyondOf(beyond), slightly: false } : WITHIN;
+  takeHere(address: string): RateVerdict {
+    return !this.pages || this.pages.take(address) ? WITHIN : BEYOND_HERE;
   }
 }
 
-function beyondOf({ msBeforeNext }: RateLimiterRes) {
-  return { outcome: 'beyond', retryAfterSeconds: Math.max(1, Math.ceil(msBeforeNext / 1_000)) } as const;
+/** Counts by key within a second that is the same for all keys: its end forgets them all, and none has a timer of its own. */
+class SecondCounter {
+  private readonly taken = new Map<string, number>();
+  private endsMs = 0;
+
+  constructor(private readonly points: number) {}
+
+  /** False where the key's points of this second are used up. */
+  take(key: string): boolean {
+    const nowMs = performance.now();
+    if (nowMs >= this.endsMs) {
+      this.taken.clear();
+      this.endsMs = nowMs + 1_000;
+    }
+    const taken = this.taken.get(key) ?? 0;
+    if (taken >= this.points) return false;
+    this.taken.set(key, taken + 1);
+    return true;
+  }
 }
 
 class TwoStageLimit {
-  private readonly free: RateLimiterMemory;
+  private readonly free: SecondCounter;
   private readonly shared: RateLimiterRedis;
 
   constructor(
@@ -69,7 +85,7 @@ class TwoStageLimit {
     private readonly points: number,
   ) {
     const freePoints = Math.max(1, Math.floor(points * FREE_SHARE));
-    this.free = new RateLimiterMemory({ points: freePoints, duration: 1, keyPrefix: name });
+    this.free = new SecondCounter(freePoints);
     const sharedPoints = Math.max(1, points - freePoints);
     this.shared = new RateLimiterRedis({
       storeClient: redis,
@@ -89,22 +105,19 @@ class TwoStageLimit {
   }
 
   async take(key: string): Promise<RateVerdict> {
-    const free = await consume(this.free, key);
-    if (free === null) return WITHIN;
+    if (this.free.take(key)) return WITHIN;
     const shared = await consume(this.shared, key);
     if (shared === null) return WITHIN;
     return {
-      ...beyondOf(shared),
+      outcome: 'beyond',
+      retryAfterSeconds: Math.max(1, Math.ceil(shared.msBeforeNext / 1_000)),
       slightly: shared.consumedPoints > 0 && shared.consumedPoints <= this.points * SLIGHTLY,
     };
   }
 }
 
 /** `null` when the point was there. */
-async function consume(
-  limiter: RateLimiterMemory | RateLimiterRedis,
-  key: string,
-): Promise<RateLimiterRes | null> {
+async function consume(limiter: RateLimiterRedis, key: string): Promise<RateLimiterRes | null> {
   try {
     await limiter.consume(key);
     return null;
