@@ -1,8 +1,9 @@
-import { Body, Controller, Delete, Get, Headers, HttpCode, Inject, Post, Req, Res } from '@nestjs/common';
+import { Controller, Delete, Get, Headers, HttpCode, Inject, Post, Req, Res } from '@nestjs/common';
 import { BACKGROUND_SHARE, type ProblemCode, type item, type token } from '@flash-sale/contracts';
 import { AttemptId, SaleId, saleIdOf, type IdempotencyKey } from '@flash-sale/domain';
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
+import { BodyOf } from './http.js';
 import { Admissions, type Admission } from './admission.js';
 import { AccessFor, IdInPath, Origin, RetryKey, WhoCalls } from './caller.guard.js';
 import { EventStreams, POLL_AFTER_MS, type Look } from './event-streams.js';
@@ -26,7 +27,7 @@ export class EntriesController {
   async enter(
     @IdInPath('saleId') id: string,
     @RetryKey() key: IdempotencyKey,
-    @Body({ schema: EntryBody }) body: z.infer<typeof EntryBody>,
+    @BodyOf(EntryBody) body: z.infer<typeof EntryBody>,
     @Headers('x-entry-ticket') ticket: string | undefined,
     @WhoCalls() caller: Caller,
     @Origin() context: item.ItemContext,

@@ -1,9 +1,10 @@
 import type { Socket } from 'node:net';
-import { StandardSchemaValidationPipe } from '@nestjs/common';
+import { Body, StandardSchemaValidationPipe } from '@nestjs/common';
 import type { NestFastifyApplication } from '@nestjs/platform-fastify';
 import { problemForStatus, problemOf } from '@flash-sale/contracts';
 import { requestIdFrom, type Log } from '@flash-sale/service';
 import type { FastifyReply, FastifyRequest } from 'fastify';
+import type { z } from 'zod';
 import { CALLS } from './openapi-calls.js';
 import {
   PLAIN_HEADERS,
@@ -53,13 +54,6 @@ export function configureHttp(app: NestFastifyApplication, routes: RouteTable, l
   const fastify = app.getHttpAdapter().getInstance();
   routes.watch(fastify);
   app.useGlobalFilters(new ProblemFilter(routes, log));
-  // Without this pipe Nest ignores the schemas at `@Body`.
-  app.useGlobalPipes(
-    new StandardSchemaValidationPipe({
-      exceptionFactory: (issues) =>
-        new Refusal('invalid', { fields: issues.slice(0, MAX_FIELD_FAULTS).map(fieldFaultOf) }),
-    }),
-  );
   app.useBodyParser('application/json', { bodyLimit: MAX_BODY_BYTES }, parseBody);
   fastify.addHook('onRequest', (request, reply, done) => {
     void reply.headers(PLAIN_HEADERS);
@@ -129,6 +123,17 @@ function fieldFaultOf({ message, path = [] }: Issue): FieldFault {
   const field = path.map((part) => String(typeof part === 'object' ? part.key : part)).join('.');
   return { field: field.slice(0, 100), message: message.slice(0, 200) };
 }
+
+const validation = new StandardSchemaValidationPipe({
+  exceptionFactory: (issues) =>
+    new Refusal('invalid', { fields: issues.slice(0, MAX_FIELD_FAULTS).map(fieldFaultOf) }),
+});
+
+/**
+ * The body as its schema reads it; anything else is refused, field by field. Instead of Nest's `@Body({ schema })`, which ignores
+ * the schema without a pipe; and a pipe for the whole application would pass every other parameter through promises too.
+ */
+export const BodyOf = (schema: z.ZodType) => Body({ schema, pipes: [validation] });
 
 /** Requests that node could not even read have no route and no reply object: the socket is answered and closed. */
 function answerBrokenRequest(error: NodeJS.ErrnoException, socket: Socket): void {

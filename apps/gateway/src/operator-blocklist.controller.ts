@@ -1,7 +1,8 @@
-import { Body, Controller, Delete, Get, HttpCode, Inject, Put } from '@nestjs/common';
+import { Controller, Delete, Get, HttpCode, Inject, Put } from '@nestjs/common';
 import { BlocklistClient, type inventory } from '@flash-sale/contracts';
 import { ShopperId } from '@flash-sale/domain';
 import type { z } from 'zod';
+import { BodyOf } from './http.js';
 import { AccessFor, IdInPath, WhoCalls } from './caller.guard.js';
 import type { Caller } from './identity.js';
 import { answerOf, refuseProblem } from './problems.js';
@@ -23,7 +24,7 @@ export class OperatorBlocklistController {
   @Put()
   async block(
     @IdInPath('shopperId') shopperId: string,
-    @Body({ schema: ReasonBody }) { reason }: z.infer<typeof ReasonBody>,
+    @BodyOf(ReasonBody) { reason }: z.infer<typeof ReasonBody>,
     @WhoCalls() { shopperId: operator }: Caller,
   ): Promise<BlockedShopperAnswer> {
     return blockedIn(await answerOf(this.blocklist.block({ shopperId, operator, reason }, CALL_WITHIN_MS)));
@@ -33,7 +34,7 @@ export class OperatorBlocklistController {
   @HttpCode(204)
   async unblock(
     @IdInPath('shopperId') shopperId: string,
-    @Body({ schema: ReasonBody }) { reason }: z.infer<typeof ReasonBody>,
+    @BodyOf(ReasonBody) { reason }: z.infer<typeof ReasonBody>,
     @WhoCalls() { shopperId: operator }: Caller,
   ): Promise<void> {
     const reply = await answerOf(this.blocklist.unblock({ shopperId, operator, reason }, CALL_WITHIN_MS));

@@ -1,7 +1,8 @@
-import { Body, Controller, Delete, Get, HttpCode, Inject, Post, Query } from '@nestjs/common';
+import { Controller, Delete, Get, HttpCode, Inject, Post, Query } from '@nestjs/common';
 import { OperatorsClient, type operators } from '@flash-sale/contracts';
 import { ORDER_STATES, SaleId } from '@flash-sale/domain';
 import type { z } from 'zod';
+import { BodyOf } from './http.js';
 import { AccessFor, IdInPath, WhoCalls } from './caller.guard.js';
 import type { Caller } from './identity.js';
 import { Refusal, answerOf, refuseProblem } from './problems.js';
@@ -49,7 +50,7 @@ export class OperatorDeadLettersController {
   @HttpCode(200)
   async replay(
     @IdInPath('deadLetterId') letterId: string,
-    @Body({ schema: EmptyBody }) _body: unknown,
+    @BodyOf(EmptyBody) _body: unknown,
     @WhoCalls() { shopperId: operator }: Caller,
   ): Promise<DeadLetterAnswer> {
     return letterIn(await answerOf(this.operators.replayDeadLetter({ letterId, operator }, CALL_WITHIN_MS)));
@@ -59,7 +60,7 @@ export class OperatorDeadLettersController {
   @HttpCode(200)
   async drop(
     @IdInPath('deadLetterId') letterId: string,
-    @Body({ schema: ReasonBody }) { reason }: z.infer<typeof ReasonBody>,
+    @BodyOf(ReasonBody) { reason }: z.infer<typeof ReasonBody>,
     @WhoCalls() { shopperId: operator }: Caller,
   ): Promise<DeadLetterAnswer> {
     return letterIn(

@@ -1,7 +1,8 @@
-import { Body, Controller, Get, Inject, Put } from '@nestjs/common';
+import { Controller, Get, Inject, Put } from '@nestjs/common';
 import { OperatorsClient } from '@flash-sale/contracts';
 import type { Log } from '@flash-sale/service';
 import type { z } from 'zod';
+import { BodyOf } from './http.js';
 import { AccessFor, WhoCalls } from './caller.guard.js';
 import { Degradation, type DegradationModes, type Switch } from './degradation.js';
 import type { Caller } from './identity.js';
@@ -32,7 +33,7 @@ export class OperatorDegradationController {
 
   @Put()
   async change(
-    @Body({ schema: DegradationBody }) changes: z.infer<typeof DegradationBody>,
+    @BodyOf(DegradationBody) changes: z.infer<typeof DegradationBody>,
     @WhoCalls() { shopperId: operator }: Caller,
   ): Promise<DegradationAnswer> {
     const before = await unlessAway(this.degradation.read());

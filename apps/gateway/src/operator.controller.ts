@@ -1,8 +1,9 @@
-import { Body, Controller, Get, HttpCode, Inject, Post } from '@nestjs/common';
+import { Controller, Get, HttpCode, Inject, Post } from '@nestjs/common';
 import { SaleReport, SalesClient, type inventory } from '@flash-sale/contracts';
 import { LineSettings, Phase, SaleId, SkuId, StoredPhase } from '@flash-sale/domain';
 import { uuidV7 } from '@flash-sale/service';
 import type { z } from 'zod';
+import { BodyOf } from './http.js';
 import { AccessFor, IdInPath, WhoCalls } from './caller.guard.js';
 import type { Caller } from './identity.js';
 import { Refusal, answerOf, refuseProblem } from './problems.js';
@@ -26,7 +27,7 @@ export class OperatorController {
   @Post()
   @HttpCode(201)
   async create(
-    @Body({ schema: NewSaleBody }) body: z.output<typeof NewSaleBody>,
+    @BodyOf(NewSaleBody) body: z.output<typeof NewSaleBody>,
     @WhoCalls() caller: Caller,
   ): Promise<OperatorSale> {
     const sale: inventory.SaleSpec = {
@@ -62,51 +63,31 @@ export class OperatorController {
 
   @Post(':saleId/warm-up')
   @HttpCode(200)
-  warmUp(
-    @IdInPath('saleId') id: string,
-    @Body({ schema: EmptyBody }) _body: unknown,
-    @WhoCalls() caller: Caller,
-  ) {
+  warmUp(@IdInPath('saleId') id: string, @BodyOf(EmptyBody) _body: unknown, @WhoCalls() caller: Caller) {
     return this.change(id, 'warm-up', caller);
   }
 
   @Post(':saleId/pause')
   @HttpCode(200)
-  pause(
-    @IdInPath('saleId') id: string,
-    @Body({ schema: EmptyBody }) _body: unknown,
-    @WhoCalls() caller: Caller,
-  ) {
+  pause(@IdInPath('saleId') id: string, @BodyOf(EmptyBody) _body: unknown, @WhoCalls() caller: Caller) {
     return this.change(id, 'pause', caller);
   }
 
   @Post(':saleId/resume')
   @HttpCode(200)
-  resume(
-    @IdInPath('saleId') id: string,
-    @Body({ schema: EmptyBody }) _body: unknown,
-    @WhoCalls() caller: Caller,
-  ) {
+  resume(@IdInPath('saleId') id: string, @BodyOf(EmptyBody) _body: unknown, @WhoCalls() caller: Caller) {
     return this.change(id, 'resume', caller);
   }
 
   @Post(':saleId/close')
   @HttpCode(200)
-  close(
-    @IdInPath('saleId') id: string,
-    @Body({ schema: EmptyBody }) _body: unknown,
-    @WhoCalls() caller: Caller,
-  ) {
+  close(@IdInPath('saleId') id: string, @BodyOf(EmptyBody) _body: unknown, @WhoCalls() caller: Caller) {
     return this.change(id, 'close', caller);
   }
 
   @Post(':saleId/settle')
   @HttpCode(200)
-  settle(
-    @IdInPath('saleId') id: string,
-    @Body({ schema: EmptyBody }) _body: unknown,
-    @WhoCalls() caller: Caller,
-  ) {
+  settle(@IdInPath('saleId') id: string, @BodyOf(EmptyBody) _body: unknown, @WhoCalls() caller: Caller) {
     return this.change(id, 'settle', caller);
   }
 

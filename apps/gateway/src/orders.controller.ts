@@ -13,6 +13,7 @@ import {
 import type { FastifyReply, FastifyRequest } from 'fastify';
 import type { z } from 'zod';
 import { Admissions } from './admission.js';
+import { BodyOf } from './http.js';
 import { AccessFor, IdInPath, Origin, RetryKey, WhoCalls } from './caller.guard.js';
 import { headersOf, noStream, unlessRefused } from './entries.controller.js';
 import { EventStreams, type Look } from './event-streams.js';
@@ -48,7 +49,7 @@ export class OrdersController {
   @Post('orders')
   @HttpCode(202)
   async place(
-    @Body({ schema: OrderBody }) body: z.infer<typeof OrderBody>,
+    @BodyOf(OrderBody) body: z.infer<typeof OrderBody>,
     @WhoCalls() { shopperId }: Caller,
     @Origin() context: item.ItemContext,
     @Res({ passthrough: true }) reply: FastifyReply,
@@ -132,7 +133,7 @@ export class OrdersController {
   async pay(
     @IdInPath('orderId') id: string,
     @RetryKey() key: IdempotencyKey,
-    @Body({ schema: PaymentBody }) body: z.infer<typeof PaymentBody>,
+    @BodyOf(PaymentBody) body: z.infer<typeof PaymentBody>,
     @WhoCalls() { shopperId }: Caller,
     @Origin() context: item.ItemContext,
     @Res({ passthrough: true }) reply: FastifyReply,

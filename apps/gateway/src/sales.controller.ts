@@ -1,6 +1,7 @@
-import { Body, Controller, Get, HttpCode, Inject, Post, Res } from '@nestjs/common';
+import { Controller, Get, HttpCode, Inject, Post, Res } from '@nestjs/common';
 import { LineClient, type SaleSnapshot } from '@flash-sale/contracts';
 import { SaleId } from '@flash-sale/domain';
+import { BodyOf } from './http.js';
 import { AccessFor, IdInPath, WhoCalls } from './caller.guard.js';
 import { AccessTokens, type Caller } from './identity.js';
 import type { FastifyReply } from 'fastify';
@@ -66,7 +67,7 @@ export class SalesController {
 
   @Post('sessions')
   @AccessFor('anybody')
-  async createSession(@Body({ schema: SessionBody }) { shopperId }: z.infer<typeof SessionBody>) {
+  async createSession(@BodyOf(SessionBody) { shopperId }: z.infer<typeof SessionBody>) {
     if (!this.devLogin.isAllowed) throw new Refusal('not_found');
     const { accessToken, expiresAtMs } = await this.tokens.signSession(shopperId, this.devLogin.sessionMs);
     return { accessToken, expiresAt: instantOf(expiresAtMs) };
