@@ -67,7 +67,7 @@ export async function startHttp(
     unit: 's',
     description: 'How long requests took, by route and status',
   });
-  const { refuseEarly } = options;
+  const { refuseEarly, trustedProxyHops = 0 } = options;
   const adapter = new FastifyAdapter({
     bodyLimit: BODY_LIMIT_BYTES,
     serverFactory: (serve: Serve) =>
@@ -82,7 +82,8 @@ export async function startHttp(
         },
         refuseEarly ? refusing(serve, refuseEarly, durations, isDraining) : serve,
       ),
-    trustProxy: (_address: string, hop: number) => hop < (options.trustedProxyHops ?? 0),
+    // Where no proxy is trusted, fastify need not go through a list of them for each request.
+    trustProxy: trustedProxyHops > 0 && ((_address: string, hop: number) => hop < trustedProxyHops),
     genReqId: (request: { headers: Record<string, unknown> }) =>
       requestIdFrom(request.headers['x-request-id']),
     // While draining, a request on an open connection is still answered; only new connections are refused.
