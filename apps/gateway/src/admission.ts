@@ -187,6 +187,14 @@ export class Admissions {
     return sale !== undefined && this.refusalOf(sale, 1) === null;
   }
 
+  /** What memory says against an entry of somebody whom the sale is certain not to know; `null` for nothing. As {@link enter}. */
+  refusalOfStranger(saleId: string, shopperId: ShopperId): ProblemCode | null {
+    const sale = this.feed.find(saleId as SaleId);
+    const code = sale ? this.refusalOf(sale, 1) : null;
+    if (code && this.isBlocked(shopperId)) return 'blocked';
+    return sale && code && !this.mayBeKnown(sale, { shopperId, hasTicket: false }, code) ? code : null;
+  }
+
   /**
    * What may be said in front of this process, to everybody but those who show a ticket or may be among the holders. Nothing
    * of a sale whose line knows people whom no filter does, or whose filter is not here.
@@ -232,7 +240,11 @@ export class Admissions {
     }
   }
 
-  private mayBeKnown(sale: KnownSale, request: EntryRequest, code: ProblemCode): boolean {
+  private mayBeKnown(
+    sale: KnownSale,
+    request: Pick<EntryRequest, 'shopperId' | 'hasTicket'>,
+    code: ProblemCode,
+  ): boolean {
     if (code === 'sale_not_open' || code === 'limit_reached') return false;
     return (
       request.hasTicket || sale.snapshot.line.mode === 'fifo' || this.feed.mayHold(sale, request.shopperId)

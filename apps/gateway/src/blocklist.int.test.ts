@@ -104,6 +104,26 @@ describe('a blocked shopper', () => {
     expect(await enter('erin')).toBe('503 unavailable');
   });
 
+  it('is told so by a sale that refuses everybody, also when who asks was known before', async () => {
+    const later = await world.publish({ opensAtMs: Date.now() + 3_600_000 });
+    const token = accessToken('heidi');
+    const headers = {
+      authorization: `Bearer ${token}`,
+      'content-type': 'application/json',
+      'idempotency-key': 'k1',
+    };
+    const enterLater = async () => {
+      const url = `${world.url}/v1/sales/${later.saleId}/entries`;
+      const answer = await fetch(url, { method: 'POST', headers, body: '{"quantity":1}' });
+      return ((await answer.json()) as { code: string }).code;
+    };
+    expect([await enterLater(), await enterLater()]).toEqual(['sale_not_open', 'sale_not_open']);
+    await change('heidi', true);
+    await until('403 blocked', 'heidi', 1_500);
+    expect([await enterLater(), await enterLater()]).toEqual(['blocked', 'blocked']);
+    await world.unpublish(later);
+  });
+
   it('begins nothing: no entry, no look at the head of a line, no challenge; and may still ask for what is theirs', async () => {
     await change('grace', true);
     await until('403 blocked', 'grace', 1_500);

@@ -10,7 +10,7 @@ import type { item } from '@flash-sale/contracts';
 import { IdempotencyKey } from '@flash-sale/domain';
 import { currentTraceparent } from '@flash-sale/service';
 import type { FastifyReply, FastifyRequest } from 'fastify';
-import { AccessTokens, type Caller } from './identity.js';
+import { AccessTokens, bearerToken, type Caller } from './identity.js';
 import { Refusal } from './problems.js';
 import { RateLimits } from './rate-limits.js';
 
@@ -66,8 +66,8 @@ export class CallerGuard implements CanActivate {
   }
 
   private async identify({ headers }: FastifyRequest): Promise<Caller> {
-    const [, token] = /^Bearer ([A-Za-z0-9_.~+/=-]+)$/i.exec(headers.authorization ?? '') ?? [];
-    const caller = token ? await this.tokens.verify(token) : null;
+    const token = bearerToken(headers);
+    const caller = token === null ? null : await this.tokens.verify(token);
     if (!caller) throw new Refusal('unauthenticated');
     return caller;
   }

@@ -109,3 +109,51 @@ describe('a new entry at a gateway with room for one', () => {
     await world.unpublish(later);
   });
 });
+
+describe('a new entry that memory refuses', () => {
+  const token = accessToken('bob');
+  const bobs = (saleId: string, headers: readonly string[] = []) =>
+    entry('{"quantity":1}', [`authorization: Bearer ${token}`, 'x-request-id: my-id-2', ...headers]).replace(
+      sale.saleId,
+      saleId,
+    );
+  const withoutDate = (head: string | undefined) =>
+    (head ?? '')
+      .toLowerCase()
+      .split('\r\n')
+      .filter((line) => !/^(date|connection|keep-alive):/.test(line))
+      .sort();
+
+  it('gets the same answer whether who asks was known before or not, and is asked nothing else', async () => {
+    const later = await world.publish({ opensAtMs: Date.now() + 3_600_000 });
+    const [first] = await exchange(bobs(later.saleId), timeAndEnd);
+    const [second, third] = await exchange(
+      bobs(later.saleId),
+      // The sale's answer does not depend on what was wanted of it.
+      entry('{"quantity":', [`authorization: Bearer ${token}`]).replace(sale.saleId, later.saleId),
+      timeAndEnd,
+    );
+    expect([first?.status, second?.status, third?.status]).toEqual([409, 409, 409]);
+    expect(second?.body).toBe(first?.body);
+    expect(withoutDate(second?.head)).toEqual(withoutDate(first?.head));
+    await world.unpublish(later);
+  });
+
+  it('is looked at more closely where it may get another answer', async () => {
+    const later = await world.publish({ opensAtMs: Date.now() + 3_600_000 });
+    const sold = await world.publish({ soldOut: true, filterBits: 1_024, filterVersion: 1 });
+    await exchange(bobs(later.saleId), timeAndEnd);
+    const answers = await exchange(
+      bobs(later.saleId),
+      bobs(later.saleId).replace('idempotency-key: k1', 'idempotency-key: k/1'),
+      bobs(later.saleId).replace('application/json', 'text/plain'),
+      bobs(later.saleId).replace(token, `${token}x`),
+      // Its filter is not here, so anybody may be a holder, whom nobody here can look up.
+      bobs(sold.saleId),
+      timeAndEnd,
+    );
+    expect(answers.map(({ status }) => status)).toEqual([409, 400, 415, 401, 503, 200]);
+    await world.unpublish(later);
+    await world.unpublish(sold);
+  });
+});

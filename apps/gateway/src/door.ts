@@ -1,5 +1,8 @@
-import type { IncomingMessage, ServerResponse } from 'node:http';
+import type { IncomingHttpHeaders, IncomingMessage, ServerResponse } from 'node:http';
+import type { ProblemCode } from '@flash-sale/contracts';
+import { IdempotencyKey, type ShopperId } from '@flash-sale/domain';
 import { meter, type EarlyAnswer } from '@flash-sale/service';
+import type { Caller } from './identity.js';
 import { preparedProblem } from './problems.js';
 
 export interface DoorOptions {
@@ -103,24 +106,53 @@ export class Door {
   }
 }
 
+/** Whom {@link refuseEntries} asks. */
+export interface EntryJudges {
+  /** Whether new entries of a sale may get as far as the line; whoever memory can answer takes no room from those who buy. */
+  readonly needsRoom: (saleId: string) => boolean;
+  /** Whose request it is, where that was verified before. */
+  readonly callerOf: (headers: IncomingHttpHeaders) => Caller | null;
+  /** What memory says against an entry of somebody whom the sale is certain not to know. */
+  readonly refusalOfStranger: (saleId: string, shopperId: ShopperId) => ProblemCode | null;
+}
+
 /**
- * Refuses new entries before identity, limits and body: what can only be refused should cost next to nothing. An address that
- * is spelled in another way reaches the same call, and its room is taken there.
- *
- * @param needsRoom of a sale's id; whoever memory can answer goes on, and takes no room from those who buy
+ * Refuses new entries where they would only cost more to be refused later: for want of room before identity, limits and body;
+ * by what memory knows of the sale before limits and body, if it is known who asks. An address that is spelled in another way
+ * reaches the same call, and so does everybody who may get another answer there.
  */
 export function refuseEntries(
   door: Door,
-  needsRoom: (saleId: string) => boolean,
+  { needsRoom, callerOf, refusalOfStranger }: EntryJudges,
 ): (request: IncomingMessage, response: ServerResponse) => EarlyAnswer | null {
-  const answerAfter = preparedProblem('unavailable', ENTRIES.route);
+  const prepared = new Map<ProblemCode, ReturnType<typeof preparedProblem>>();
+  const answerOf = (code: ProblemCode, retryAfterSeconds?: number) => {
+    const known = prepared.get(code) ?? preparedProblem(code, ENTRIES.route);
+    prepared.set(code, known);
+    return known(retryAfterSeconds);
+  };
   return (request, response) => {
     const saleId = request.method === 'POST' ? saleOf(request.url ?? '') : null;
-    if (saleId === null || !needsRoom(saleId)) return null;
-    if (!door.enter(request)) return answerAfter(door.retryAfterSeconds());
-    response.once('close', () => door.leave(request));
-    return null;
+    if (saleId === null) return null;
+    if (needsRoom(saleId)) {
+      if (!door.enter(request)) return answerOf('unavailable', door.retryAfterSeconds());
+      response.once('close', () => door.leave(request));
+      return null;
+    }
+    const caller = isPlain(request.headers) ? callerOf(request.headers) : null;
+    const code = caller && refusalOfStranger(saleId, caller.shopperId);
+    return code && answerOf(code);
   };
+}
+
+/** Whether nothing is wrong with the headers of an entry, and no ticket says that there is a place in a line. */
+function isPlain(headers: IncomingHttpHeaders): boolean {
+  return (
+    headers['content-type'] === 'application/json' &&
+    headers['content-encoding'] === undefined &&
+    headers['x-entry-ticket'] === undefined &&
+    IdempotencyKey.safeParse(headers['idempotency-key']).success
+  );
 }
 
 /** The sale whose entries a plainly spelled address names. */

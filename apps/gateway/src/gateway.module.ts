@@ -130,7 +130,11 @@ export async function startGateway(
           ],
         ),
         configure: configure(routes.shopper),
-        refuseEarly: refuseEntries(door, (saleId) => admissions.mayAdmit(saleId)),
+        refuseEarly: refuseEntries(door, {
+          needsRoom: (saleId) => admissions.mayAdmit(saleId),
+          callerOf: (headers) => tokens.recallCaller(headers),
+          refusalOfStranger: (saleId, shopperId) => admissions.refusalOfStranger(saleId, shopperId),
+        }),
       },
       {
         ...common,

@@ -1,4 +1,5 @@
 import { createPublicKey, createSecretKey, hash, randomUUID, type KeyObject } from 'node:crypto';
+import type { IncomingHttpHeaders } from 'node:http';
 import { ShopperId } from '@flash-sale/domain';
 import {
   SignJWT,
@@ -81,6 +82,13 @@ export class AccessTokens {
     this.key = keyResolver(options);
   }
 
+  /** Whose request it is, where the token is remembered and has not ended; `null` where only {@link verify} can tell. */
+  recallCaller(headers: IncomingHttpHeaders): Caller | null {
+    const token = bearerToken(headers);
+    const known = token === null ? undefined : this.verified.get(fingerprint(token));
+    return known && !this.isOver(known) ? known : null;
+  }
+
   /** Whose token it is, or `null` for every token that must not be believed. */
   async verify(token: string): Promise<Caller | null> {
     if (token.length > MAX_TOKEN_LENGTH) return null;
@@ -149,6 +157,11 @@ export class AccessTokens {
 /** What a token is remembered by: however long it is, this has 32 bytes. */
 function fingerprint(token: string): string {
   return hash('sha256', token, 'binary');
+}
+
+/** The access token of a request; `null` where there is none, or nothing like one. */
+export function bearerToken({ authorization }: IncomingHttpHeaders): string | null {
+  return /^Bearer ([A-Za-z0-9_.~+/=-]+)$/i.exec(authorization ?? '')?.[1] ?? null;
 }
 
 function hasPlainHeader(token: string): boolean {

@@ -115,28 +115,24 @@ export function sendProblem(
 
 /**
  * The same answer for whoever is refused before there is a request of the framework: all but the request id is put together
- * once. Gives the answer by its `Retry-After`, seconds.
+ * once. Gives the answer by its `Retry-After`, seconds, where it has one.
  */
 export function preparedProblem(
   code: ProblemCode,
   route: string,
-): (retryAfterSeconds: number) => EarlyAnswer {
+): (retryAfterSeconds?: number) => EarlyAnswer {
   const { status } = problemOf(code);
   const [before = '', after = ''] = JSON.stringify(problemDocument(code, '\0')).split(JSON.stringify('\0'));
   // A request id has no character that JSON would write in another way.
   const body = (requestId: string) => `${before}"${requestId}"${after}`;
-  const made = new Map<number, EarlyAnswer>();
+  const made = new Map<number | undefined, EarlyAnswer>();
   return (retryAfterSeconds) => {
     problems.add(1, { code });
     const known = made.get(retryAfterSeconds);
     if (known) return known;
     const headers = [...Object.entries(PLAIN_HEADERS), ...Object.entries(PROBLEM_HEADERS)].flat();
-    const answer = {
-      status,
-      route,
-      headers: [...headers, 'retry-after', String(retryAfterSeconds)],
-      body,
-    };
+    if (retryAfterSeconds !== undefined) headers.push('retry-after', String(retryAfterSeconds));
+    const answer = { status, route, headers, body };
     made.set(retryAfterSeconds, answer);
     return answer;
   };
