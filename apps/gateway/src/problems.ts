@@ -89,7 +89,17 @@ const PROBLEM_HEADERS = {
   'cache-control': 'no-store',
   'content-type': 'application/problem+json; charset=utf-8',
 } as const;
-const problems = meter().createCounter('http_problems', { description: 'Refused requests, by code' });
+/** Since the start. Read when somebody asks, because a counter of the library looks its series up for each request. */
+const problems = new Map<ProblemCode, number>();
+meter()
+  .createObservableCounter('http_problems', { description: 'Refused requests, by code' })
+  .addCallback((result) => {
+    for (const [code, count] of problems) result.observe(count, { code });
+  });
+
+function countProblem(code: ProblemCode): void {
+  problems.set(code, (problems.get(code) ?? 0) + 1);
+}
 
 /** Answers with a problem. */
 export function sendProblem(
@@ -99,7 +109,7 @@ export function sendProblem(
   more: Refusal['more'] = {},
 ): void {
   const { status, retryAfterSeconds = 1 } = problemOf(code);
-  problems.add(1, { code });
+  countProblem(code);
   if (status === 429 || status === 503) {
     void reply.header(
       'retry-after',
@@ -127,7 +137,7 @@ export function preparedProblem(
   const body = (requestId: string) => `${before}"${requestId}"${after}`;
   const made = new Map<number | undefined, EarlyAnswer>();
   return (retryAfterSeconds) => {
-    problems.add(1, { code });
+    countProblem(code);
     const known = made.get(retryAfterSeconds);
     if (known) return known;
     const headers = [...Object.entries(PLAIN_HEADERS), ...Object.entries(PROBLEM_HEADERS)].flat();
