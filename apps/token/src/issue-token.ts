@@ -1,4 +1,4 @@
-import { createHmac } from 'node:crypto';
+import { createHmac, createSecretKey, type KeyObject } from 'node:crypto';
 import type { inventory, token } from '@flash-sale/contracts';
 import {
   AttemptId,
@@ -6,6 +6,7 @@ import {
   SkuId,
   saleIdOf,
   signPurchaseToken,
+  type SigningKey,
   type SigningKeys,
 } from '@flash-sale/domain';
 
@@ -98,7 +99,17 @@ function purchaseTokenOf(hold: inventory.Hold, keys: SigningKeys): string {
 export function signTicket(entryId: string, shopperId: string, [key]: SigningKeys): string {
   const payload = Buffer.from(JSON.stringify({ e: entryId, u: shopperId })).toString('base64url');
   const body = `t1.${key.id}.${payload}`;
-  return `${body}.${createHmac('sha256', derivedSecret(key.secret, 'entry-ticket')).update(body).digest('base64url')}`;
+  return `${body}.${createHmac('sha256', ticketKeyOf(key)).update(body).digest('base64url')}`;
+}
+
+const ticketKeys = new WeakMap<SigningKey, KeyObject>();
+
+function ticketKeyOf(key: SigningKey): KeyObject {
+  const known = ticketKeys.get(key);
+  if (known) return known;
+  const made = createSecretKey(derivedSecret(key.secret, 'entry-ticket'));
+  ticketKeys.set(key, made);
+  return made;
 }
 
 /** A secret for one purpose, so that what is signed for one can never be presented for another. */

@@ -1,4 +1,4 @@
-import { createHash } from 'node:crypto';
+import { hash } from 'node:crypto';
 import { z } from 'zod';
 
 /**
@@ -74,7 +74,7 @@ export type DecodedOrderEvent =
 /** The first 22 base64url characters of SHA-256 over the delivery's fields in a fixed order. */
 export function deliveryHashOf(delivery: Delivery): string {
   const canonical = JSON.stringify([delivery.name, delivery.phone, delivery.address]);
-  return createHash('sha256').update(canonical).digest('base64url').slice(0, 22);
+  return hash('sha256', canonical, 'base64url').slice(0, 22);
 }
 
 export function encodeOrderEvent(event: OrderEvent): Buffer {
