@@ -5,7 +5,6 @@ import { GrpcMethod } from '@nestjs/microservices';
 import {
   chassisVariables,
   grpcVariables,
-  logOf,
   portVariable,
   readEnv,
   runMain,
@@ -33,7 +32,8 @@ await runMain('stoppable', env.LOG_LEVEL, async (log) => {
       return { answer: 'fast' };
     }
     fail() {
-      logOf(log, 'request-1').info({ token: 'top secret', text: 'x'.repeat(1_000) }, 'about to fail');
+      const fields = { requestId: 'request-1', token: 'top secret', text: 'x'.repeat(1_000) };
+      log.info(fields, 'about to fail');
       throw new Error('a defect');
     }
     neglect() {
