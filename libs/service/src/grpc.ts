@@ -1,18 +1,9 @@
-import type {
-  CallHandler,
-  DynamicModule,
-  ExecutionContext,
-  INestMicroservice,
-  NestInterceptor,
-  Type,
-} from '@nestjs/common';
+import type { DynamicModule, INestMicroservice, Type } from '@nestjs/common';
 import { NestFactory } from '@nestjs/core';
 import { Transport, type GrpcOptions as NestGrpcOptions } from '@nestjs/microservices';
 import { GRPC_PACKAGE, LOADER_OPTIONS, MAX_MESSAGE_BYTES, PROTO_FILES } from '@flash-sale/contracts';
-import { tap } from 'rxjs';
 import { nestLog, type Log } from './log.js';
 import { OverloadDoor } from './overload.js';
-import { meter } from './telemetry.js';
 
 export interface GrpcOptions {
   /** Its controllers' `@GrpcMethod`s are the services that are offered. */
@@ -46,24 +37,8 @@ export async function startGrpc(options: GrpcOptions, log: Log): Promise<INestMi
       },
     },
   });
-  app.useGlobalInterceptors(new CallDurations(), new OverloadDoor());
+  app.useGlobalInterceptors(new OverloadDoor());
   await app.listen();
   log.info({ host: options.host, port: options.port }, 'listening for gRPC');
   return app;
-}
-
-/** gRPC's instrumentation makes spans but no metrics. */
-class CallDurations implements NestInterceptor {
-  private readonly durations = meter().createHistogram('rpc.server.duration', {
-    unit: 's',
-    description: 'How long calls took, by service and method',
-  });
-
-  intercept(execution: ExecutionContext, next: CallHandler) {
-    const startedMs = performance.now();
-    const labels = { 'rpc.service': execution.getClass().name, 'rpc.method': execution.getHandler().name };
-    const record = (outcome: string) => () =>
-      this.durations.record((performance.now() - startedMs) / 1_000, { ...labels, 'rpc.outcome': outcome });
-    return next.handle().pipe(tap({ complete: record('ok'), error: record('error') }));
-  }
 }
