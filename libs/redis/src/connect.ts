@@ -124,7 +124,9 @@ function openClient(options: RedisConnectOptions): RedisClient {
   const nodes = nodesOf(options);
   const first = nodes[0];
   if (options.url !== undefined) {
-    return new Redis(options.url, connectionOptions(options.name, commandTimeoutMs));
+    const client = new Redis(options.url, connectionOptions(options.name, commandTimeoutMs));
+    writeTogether(client);
+    return client;
   }
   const cluster = new Cluster(
     nodes.map((node) => ({ host: node.hostname, port: Number(node.port || 6379) })),
@@ -151,12 +153,36 @@ function openClient(options: RedisConnectOptions): RedisClient {
     },
   );
   // ioredis connects to a node when the first command for it comes, and without a queue rejects all that come meanwhile.
-  const connectNow = (node: Redis) => {
+  const prepare = (node: Redis) => {
+    writeTogether(node);
     if (node.status === 'wait') node.connect().catch(() => {});
   };
-  cluster.on('+node', connectNow);
-  for (const node of cluster.nodes()) connectNow(node);
+  cluster.on('+node', prepare);
+  for (const node of cluster.nodes()) prepare(node);
   return cluster;
+}
+
+/**
+ * Lets the commands of one step leave in one system call, which costs more than most commands do, here and at the server. Each
+ * stays a command of its own, with its own answer, and none waits: the socket is written to as soon as the step has ended.
+ */
+function writeTogether(node: Redis): void {
+  node.on('connect', () => {
+    const { stream } = node;
+    const write = stream.write.bind(stream) as (...args: unknown[]) => boolean;
+    let isHeld = false;
+    stream.write = (...args: unknown[]) => {
+      if (!isHeld) {
+        isHeld = true;
+        stream.cork();
+        process.nextTick(() => {
+          isHeld = false;
+          stream.uncork();
+        });
+      }
+      return write(...args);
+    };
+  });
 }
 
 async function ready(client: RedisClient, withinMs: number): Promise<void> {
