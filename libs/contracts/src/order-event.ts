@@ -90,11 +90,17 @@ export function decodeOrderEvent(value: Buffer | null): DecodedOrderEvent {
   } catch {
     return { outcome: 'dead', cause: 'not_json', schema: '' };
   }
-  const version = z.object({ v: z.union([z.number(), z.string()]) }).safeParse(json);
-  const schema = version.success ? String(version.data.v).slice(0, 16) : '';
+  const schema = versionOf(json);
   if (schema !== String(ORDER_EVENT_VERSION)) return { outcome: 'dead', cause: 'unknown_version', schema };
   const parsed = OrderEventV1.safeParse(json);
   return parsed.success
     ? { outcome: 'ok', event: parsed.data }
     : { outcome: 'dead', cause: 'wrong_shape', schema };
+}
+
+/** What it says of itself, whatever it is; empty where that is nothing. */
+function versionOf(json: unknown): string {
+  if (typeof json !== 'object' || json === null || !('v' in json)) return '';
+  const { v } = json;
+  return typeof v === 'string' || Number.isFinite(v) ? String(v).slice(0, 16) : '';
 }
