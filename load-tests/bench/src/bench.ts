@@ -22,6 +22,9 @@ export interface Size {
   readonly latencyRequests: number;
 }
 
+/** Of a run whose figures are kept. */
+export const WHOLE: Size = { requests: 8_000, unitRequests: 12_000, latencyRequests: 4_000 };
+
 /** One measurement of an operation's cost. */
 export interface Sample {
   /** CPU time per operation of all processes, µs, and of each. */

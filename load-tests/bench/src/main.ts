@@ -2,7 +2,8 @@ import { execFileSync } from 'node:child_process';
 import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { cpus, release, totalmem, type } from 'node:os';
 import { join, resolve } from 'node:path';
-import { Bench, type Size } from './bench.js';
+import { Bench, WHOLE, type Size } from './bench.js';
+import { USAGE_EXIT_CODE, commandWith, say, type Started } from './command.js';
 import { gatewayMiBWith, redisBytesPerUnit } from './figures.js';
 import { measureGrowth } from './growth.js';
 import { BUDGET_UNITS, PARTS, measurePart, type OperationName, type Part } from './operations.js';
@@ -18,28 +19,8 @@ const HERE = resolve(import.meta.dirname, '..');
 const ROOT = resolve(HERE, '../..');
 /** Where runs that are not whole are written: among the working files, which are not kept. */
 const WORKING_FOLDER = join(ROOT, '.flash-sale/bench');
-const WHOLE: Size = { requests: 8_000, unitRequests: 12_000, latencyRequests: 4_000 };
 const SHORT: Size = { requests: 1_000, unitRequests: 2_000, latencyRequests: 300 };
 const OPEN_CONNECTIONS = 10_000;
-const USAGE_EXIT_CODE = 2;
-
-const say = (line: string) => void process.stderr.write(`bench: ${line}\n`);
-
-/** What was started, to be stopped in the opposite order. */
-class Started {
-  private readonly stops: (() => unknown)[] = [];
-
-  keep<Thing extends { stop(): unknown }>(thing: Thing): Thing {
-    this.stops.push(() => thing.stop());
-    return thing;
-  }
-
-  async stop(): Promise<void> {
-    for (let stop = this.stops.pop(); stop; stop = this.stops.pop()) {
-      await Promise.resolve(stop()).catch((error: unknown) => say(String(error)));
-    }
-  }
-}
 
 async function run(options: BenchOptions, started: Started): Promise<void> {
   requireProc();
@@ -167,23 +148,7 @@ async function main(args: readonly string[]): Promise<number> {
     process.stderr.write('npm run bench -- --help says what there is\n');
     return USAGE_EXIT_CODE;
   }
-  const started = new Started();
-  let stopping: Promise<void> | undefined;
-  for (const signal of ['SIGINT', 'SIGTERM'] as const) {
-    // It comes twice: who keeps the servers kills them and sends it once more.
-    process.on(signal, () => {
-      stopping ??= started.stop().finally(() => process.exit(130));
-    });
-  }
-  try {
-    await run(parsed.options, started);
-    return 0;
-  } catch (error) {
-    say(error instanceof Error ? (error.stack ?? error.message) : String(error));
-    return 1;
-  } finally {
-    await started.stop();
-  }
+  return commandWith((started) => run(parsed.options, started));
 }
 
 process.exitCode = await main(process.argv.slice(2));

@@ -1,9 +1,13 @@
+import { mkdtempSync, readFileSync, rmSync } from 'node:fs';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { Database } from '@flash-sale/database';
 import { SaleId, ShopperId, IdempotencyKey, attemptIdOf } from '@flash-sale/domain';
 import { KafkaAdmin, hasPassed } from '@flash-sale/kafka';
 import { DELIVERY, World, sleep, until, type ServiceName } from '@flash-sale/testing';
 import { RunningEdge } from './edge.js';
 import { requestHead, requestText, type SecondCall } from './generator.js';
+import { CpuProfile } from './flame/profile.js';
 import type { ProcessGroup } from './processes.js';
 import type { Servers } from './servers.js';
 
@@ -20,7 +24,7 @@ export interface Shopper {
   readonly token: string;
 }
 
-const SERVICES: readonly ServiceName[] = ['gateway', 'token', 'inventory', 'order', 'order-writer'];
+export const SERVICES: readonly ServiceName[] = ['gateway', 'token', 'inventory', 'order', 'order-writer'];
 /** What a world for tests shortens is as in production here, and limits by shopper are on: they cost something. */
 const AS_IN_PRODUCTION = {
   ENQUEUE_WINDOW_MS: '10000',
@@ -246,6 +250,35 @@ export class Suite {
       return rows.length === 0;
     });
     return decidedMs;
+  }
+
+  /** Has V8's profiler look at what a service's first process does, so many µs apart, until it is stopped. */
+  async profile(service: ServiceName, intervalMicros: number): Promise<{ stop(): Promise<CpuProfile> }> {
+    const folder = mkdtempSync(join(tmpdir(), 'flash-sale-profile-'));
+    const file = join(folder, 'cpuprofile');
+    const session = 'globalThis.profilerSession';
+    await this.world.evaluate(
+      service,
+      `${session} = new (process.getBuiltinModule('node:inspector').Session)(); ${session}.connect();
+        ${session}.post('Profiler.enable');
+        ${session}.post('Profiler.setSamplingInterval', { interval: ${intervalMicros} });
+        ${session}.post('Profiler.start')`,
+    );
+    return {
+      stop: async () => {
+        try {
+          await this.world.evaluate(
+            service,
+            `${session}.post('Profiler.stop', (error, { profile }) =>
+              process.getBuiltinModule('node:fs').writeFileSync(${JSON.stringify(file)}, JSON.stringify(profile)));
+            ${session}.disconnect()`,
+          );
+          return CpuProfile.parse(JSON.parse(readFileSync(file, 'utf8')));
+        } finally {
+          rmSync(folder, { recursive: true, force: true });
+        }
+      },
+    };
   }
 
   /** Starts the gateways anew, so that their memory is that of nothing but what comes next. */
