@@ -92,7 +92,7 @@ const IN_LIBRARY = /.*\/node_modules\/(?!\.pnpm\/)((@[^/]+\/)?[^/]+)\//;
 function frameOf(name: string, url: string, root: string): Frame {
   const times = { micros: 0, selfMicros: 0, callees: new Map<string, Frame>() };
   const of = (origin: Origin, owner: string, place: string): Frame => ({
-    name: name || '(anonymous)',
+    name: name && name !== '(anonymous)' ? name : place.replace(/.*\//, '') || '(anonymous)',
     place,
     origin,
     owner,
