@@ -48,6 +48,7 @@ await runMain('order-writer', env.LOG_LEVEL, async (log) => {
     maxChunk: 500,
     // All partitions at once: their chunks meet in one transaction.
     concurrency: partitions,
+    gatherMs: 50,
   });
   consumer.start();
   measureLag(consumer);

@@ -1,3 +1,4 @@
+import { setImmediate as nextTurn, setTimeout as delay } from 'node:timers/promises';
 import {
   ROOT_CONTEXT,
   SpanKind,
@@ -52,8 +53,9 @@ export interface ConsumerOptions extends KafkaOptions {
    */
   readonly instance?: string;
   /**
-   * Handles a chunk. When it resolves, the offset behind the chunk is committed at once; when it rejects, the partition
-   * rests and the same place is tried again, for ever: nothing is skipped. The same records can come again at any time.
+   * Handles a chunk. When it resolves, the offset behind the chunk is committed at once, with those of other partitions whose
+   * chunks were handled in the same turn; when it rejects, the partition rests and the same place is tried again, for ever:
+   * nothing is skipped. The same records can come again at any time.
    */
   readonly handle: (chunk: Chunk) => Promise<void>;
   readonly maxChunk?: number;
@@ -64,6 +66,11 @@ export interface ConsumerOptions extends KafkaOptions {
   readonly rebalanceTimeoutMs?: number;
   /** How long the broker waits for records before it answers that there are none. */
   readonly maxWaitMs?: number;
+  /**
+   * So long at least lies between two answers with records; what comes meanwhile is handled together. None by default. The first
+   * record after a pause waits for nothing, and whoever is behind takes longer than this for an answer anyway.
+   */
+  readonly gatherMs?: number;
   /** After this long in one `handle` no more heartbeats are sent, so that the group gives the partition to another. */
   readonly handleLimitMs?: number;
   /** The first and the longest pause before a failed chunk is tried again. */
@@ -93,6 +100,8 @@ export interface ConsumerFigures {
   readonly handledChunks: number;
   readonly handledRecords: number;
   readonly failedChunks: number;
+  /** Requests that committed offsets. */
+  readonly commits: number;
 }
 
 interface PartitionState {
@@ -111,6 +120,15 @@ interface Generation {
   /** What kafkajs knows of the brokers, connected when the consumer is. */
   readonly cluster: Cluster | undefined;
   started: Promise<void>;
+  /** When the last answer to a fetch came, on the `performance.now()` scale. */
+  fetchedAtMs: number;
+  commit: Commit | undefined;
+}
+
+/** One request for the offsets, by partition, of all chunks that are handled in one turn of the event loop. */
+interface Commit {
+  readonly offsets: Map<number, bigint>;
+  readonly done: Promise<void>;
 }
 
 /** kafkajs can do this with a group's broker, though its types leave it out. */
@@ -150,6 +168,7 @@ export class BatchConsumer {
   private handledChunks = 0;
   private handledRecords = 0;
   private failedChunks = 0;
+  private commits = 0;
   private readonly log: AdapterLog;
   private readonly clientId: string;
   private readonly maxChunk: number;
@@ -233,6 +252,7 @@ export class BatchConsumer {
       handledChunks: this.handledChunks,
       handledRecords: this.handledRecords,
       failedChunks: this.failedChunks,
+      commits: this.commits,
     };
   }
 
@@ -257,7 +277,14 @@ export class BatchConsumer {
       // It would repeat a fetch on a silent connection again and again; a crash soon is better, it brings a new one.
       retry: { retries: 2 },
     });
-    const generation: Generation = { handle, consumer, cluster, started: Promise.resolve() };
+    const generation: Generation = {
+      handle,
+      consumer,
+      cluster,
+      started: Promise.resolve(),
+      fetchedAtMs: 0,
+      commit: undefined,
+    };
     this.current = generation;
     this.joined = false;
     this.listen(generation);
@@ -278,7 +305,7 @@ export class BatchConsumer {
           autoCommit: false,
           eachBatchAutoResolve: false,
           partitionsConsumedConcurrently: this.options.concurrency ?? 1,
-          eachBatch: (payload) => this.eachBatch(payload),
+          eachBatch: (payload) => this.eachBatch(generation, payload),
         }),
       );
     } catch (error) {
@@ -321,6 +348,7 @@ export class BatchConsumer {
     };
     consumer.on(consumer.events.FETCH, () => {
       alive();
+      generation.fetchedAtMs = performance.now();
       this.restarts = 0;
     });
     consumer.on(consumer.events.HEARTBEAT, alive);
@@ -392,7 +420,7 @@ export class BatchConsumer {
    * All that kafkajs fetched of one partition, in chunks. Leaves as soon as the partition may not be ours any more: going on
    * without heartbeats through a rebalance is how a group loops for ever.
    */
-  private async eachBatch(payload: EachBatchPayload): Promise<void> {
+  private async eachBatch(generation: Generation, payload: EachBatchPayload): Promise<void> {
     const { batch } = payload;
     const state = this.stateOf(batch.partition);
     state.highWatermark = BigInt(batch.highWatermark);
@@ -415,18 +443,32 @@ export class BatchConsumer {
       // Behind the last message there may be records that only kafkajs sees; they are passed with it.
       const isEnd = at + this.maxChunk >= batch.messages.length;
       state.position = (isEnd ? BigInt(batch.lastOffset()) : last.offset) + 1n;
-      await payload.commitOffsetsIfNecessary({
-        topics: [
-          {
-            topic: batch.topic,
-            partitions: [{ partition: batch.partition, offset: String(state.position) }],
-          },
-        ],
-      });
+      await this.commit(generation, payload, state.position);
       payload.resolveOffset(String(last.offset));
       if (leave) throw leave;
       await payload.heartbeat();
     }
+    // Fetching goes on when all partitions of the answer are here.
+    const restMs = (this.options.gatherMs ?? 0) - (performance.now() - generation.fetchedAtMs);
+    if (restMs > 0 && !this.stopping) await delay(restMs);
+  }
+
+  /** Within its `eachBatch`, so that the partition is still ours: kafkajs joins again only when every batch is left. */
+  private commit(generation: Generation, payload: EachBatchPayload, offset: bigint): Promise<void> {
+    const { topic, partition } = payload.batch;
+    if (!generation.commit) {
+      const offsets = new Map<number, bigint>();
+      const send = async () => {
+        await nextTurn();
+        generation.commit = undefined;
+        const partitions = [...offsets].map(([one, at]) => ({ partition: one, offset: String(at) }));
+        await payload.commitOffsetsIfNecessary({ topics: [{ topic, partitions }] });
+        this.commits += 1;
+      };
+      generation.commit = { offsets, done: send() };
+    }
+    generation.commit.offsets.set(partition, offset);
+    return generation.commit.done;
   }
 
   private async handleWithHeartbeats(

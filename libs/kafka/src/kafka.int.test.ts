@@ -288,6 +288,48 @@ describe('BatchConsumer', () => {
     expect(consumer.isHealthy()).toBe(true);
   });
 
+  test('commits what was handled in one turn with one request', async () => {
+    const topic = await newTopic('one-commit', 6);
+    const producer = await newProducer();
+    await producer.send(topic, messages(60));
+    let handleAll = () => {};
+    const all = new Promise<void>((resolve) => (handleAll = resolve));
+    const begun = new Set<number>();
+    const consumer = newConsumer(topic, {
+      concurrency: 6,
+      handle: ({ partition }) => {
+        begun.add(partition);
+        if (begun.size === 6) handleAll();
+        return all;
+      },
+    });
+    const { ends, lows } = await admin.logBounds(topic);
+    await until('committed', async () =>
+      hasPassed(await admin.committedOffsets(`group-${topic}`, topic), ends, lows),
+    );
+    expect(consumer.figures()).toMatchObject({ handledRecords: 60, handledChunks: 6, commits: 1 });
+  });
+
+  test('gathers what comes one by one, and lets nobody wait for a first record', async () => {
+    const topic = await newTopic('gathering', 1);
+    const producer = await newProducer();
+    const sizes: number[] = [];
+    const consumer = newConsumer(topic, {
+      gatherMs: 100,
+      handle: async (chunk) => {
+        sizes.push(chunk.messages.length);
+      },
+    });
+    await until('joined', () => consumer.figures().assignedPartitions === 1);
+    for (const message of messages(200)) {
+      await producer.enqueue(topic, message);
+      await new Promise((resolve) => setTimeout(resolve, 2));
+    }
+    await until('all handled', () => consumer.figures().handledRecords === 200);
+    expect(sizes[0]).toBe(1);
+    expect(sizes.length).toBeLessThan(50);
+  });
+
   test('tries a failing chunk again until it succeeds, skipping nothing, while other partitions go on', async () => {
     const topic = await newTopic('failing-chunk', 2);
     const producer = await newProducer();
