@@ -140,7 +140,12 @@ export class Database implements Statements {
     ];
     this.pool.pool.on('connection', (connection) => {
       this.answeredAtMs.set(connection, performance.now());
-      connection.query(`SET SESSION ${settings.join(', ')}`, () => undefined);
+      // Before anything else that is asked of it; one that was not set up so must not be used.
+      for (const setting of [settings.join(', '), 'TRANSACTION ISOLATION LEVEL READ COMMITTED']) {
+        connection.query(`SET SESSION ${setting}`, (error) => {
+          if (error) connection.destroy();
+        });
+      }
     });
   }
 
@@ -162,7 +167,6 @@ export class Database implements Statements {
   async transaction<T>(work: (statements: Statements) => Promise<T>): Promise<T> {
     return this.withConnection(async (connection) => {
       const statements = this.on(connection);
-      await statements.change('SET TRANSACTION ISOLATION LEVEL READ COMMITTED');
       await statements.change('START TRANSACTION');
       let result: T;
       try {
