@@ -9,10 +9,14 @@ export interface Insert {
   readonly onDuplicate?: string;
 }
 
-/** A chunk has at most 500 records, so that one statement for all its rows stays below any packet limit. */
-export async function insertRows(statements: Statements, insert: Insert): Promise<void> {
-  if (insert.rows.length === 0) return;
+/**
+ * A chunk has at most 500 records, so that one statement for all its rows stays below any packet limit.
+ *
+ * @returns how many rows are new; only where `onDuplicate` changes nothing
+ */
+export async function insertRows(statements: Statements, insert: Insert): Promise<number> {
+  if (insert.rows.length === 0) return 0;
   const values = insert.rows.map(() => insert.template).join(', ');
   const tail = insert.onDuplicate ? ` ON DUPLICATE KEY UPDATE ${insert.onDuplicate}` : '';
-  await statements.change(`INSERT INTO ${insert.into} VALUES ${values}${tail}`, insert.rows.flat());
+  return statements.change(`INSERT INTO ${insert.into} VALUES ${values}${tail}`, insert.rows.flat());
 }

@@ -126,8 +126,8 @@ async function decideMine(
 }
 
 /**
- * Inserts a row per attempt, leaves rows that are there untouched, and reads back which ones carry this batch's id: those
- * are ours to decide. The count of inserted rows would not tell which, and INSERT IGNORE would truncate silently.
+ * Inserts a row per attempt, leaves rows that are there untouched, and unless all are new reads back which ones carry this
+ * batch's id: those are ours to decide. INSERT IGNORE would truncate silently.
  */
 async function claimRows(statements: Statements, chunk: ChunkToWrite): Promise<QueuedRecord[]> {
   const byAttempt = new Map<AttemptId, QueuedRecord>();
@@ -138,7 +138,7 @@ async function claimRows(statements: Statements, chunk: ChunkToWrite): Promise<Q
   const sorted = [...byAttempt.values()].sort((one, other) =>
     byKey(one.claims.attemptId, other.claims.attemptId),
   );
-  await insertRows(statements, {
+  const inserted = await insertRows(statements, {
     into: `orders (order_id, sale_id, shopper_id, sku_id, quantity, unit_price, currency, state, batch_id, epoch,
       token_expires_at, delivery, delivery_hash, request_id, kafka_partition, kafka_offset, pay_before, created_at,
       updated_at)`,
@@ -147,6 +147,7 @@ async function claimRows(statements: Statements, chunk: ChunkToWrite): Promise<Q
     rows: sorted.map((record) => rowOf(record, chunk)),
     onDuplicate: 'order_id = order_id',
   });
+  if (inserted === sorted.length) return [...byAttempt.values()];
   const claimed = await statements.query<{ order_id: AttemptId }>(
     'SELECT order_id FROM orders WHERE order_id IN (?) AND batch_id = ?',
     [[...byAttempt.keys()], chunk.batchId],
@@ -192,12 +193,14 @@ async function lockQuotas(
   const used = new Map<string, number>();
   for (const [saleId, shoppers] of [...shoppersBySale].sort(([one], [other]) => byKey(one, other))) {
     const sorted = [...shoppers].sort(byKey);
-    await insertRows(statements, {
+    const inserted = await insertRows(statements, {
       into: 'quota (sale_id, shopper_id, used)',
       template: '(?, ?, 0)',
       rows: sorted.map((shopperId) => [saleId, shopperId]),
       onDuplicate: 'used = used',
     });
+    // Nobody else has seen rows that are new; an absent entry counts as 0.
+    if (inserted === sorted.length) continue;
     const rows = await statements.query<{ shopper_id: ShopperId; used: number }>(
       `SELECT shopper_id, used FROM quota WHERE sale_id = ? AND shopper_id IN (?)
         ORDER BY shopper_id FOR UPDATE`,

@@ -2,7 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { setTimeout as delay } from 'node:timers/promises';
 import { ROOT_CONTEXT, TraceFlags, context, trace, type Span } from '@opentelemetry/api';
 import { DatabaseError, type Database } from '@flash-sale/database';
-import { decideOrders, type SigningKeys } from '@flash-sale/domain';
+import { decideOrders, type SaleId, type SigningKeys } from '@flash-sale/domain';
 import type { Chunk } from '@flash-sale/kafka';
 import { contextFrom, meter, runInSpan, type Log } from '@flash-sale/service';
 import { findBuried, placeOf } from './dead-letter-rows.js';
@@ -14,7 +14,14 @@ import {
   type QueuedRecord,
   type SourceRecord,
 } from './dead-letters.js';
-import { findTerms, writeChunk, type ChunkToWrite, type Effect, type WrittenChunk } from './write-chunk.js';
+import {
+  findTerms,
+  writeChunk,
+  type ChunkToWrite,
+  type Effect,
+  type SaleTerms,
+  type WrittenChunk,
+} from './write-chunk.js';
 
 export interface WriterOptions {
   readonly database: Database;
@@ -45,6 +52,8 @@ const TRIES = 5;
 const FIRST_RETRY_MS = 20;
 /** Dead letters that wait for the database; beyond these they are sent to Kafka more than once. */
 const MAX_REMEMBERED = 10_000;
+/** Sales whose terms are known without asking. */
+const MAX_KNOWN_SALES = 1_000;
 
 /** What the database answers when a value is at fault, and not the database: null, range, date, text, length, JSON. */
 const BAD_VALUE_ERRNOS = new Set([1048, 1264, 1292, 1366, 1406, 1690, 3140, 3988]);
@@ -63,6 +72,8 @@ export class OrderWriter {
   private maxRecords = MAX_RECORDS;
   /** Places of dead letters that Kafka has and the database has not: while that is away, Kafka need not get them again. */
   private readonly sent = new Set<string>();
+  /** They never change once a sale is made. */
+  private readonly knownTerms = new Map<SaleId, SaleTerms>();
   private readonly decide: typeof decideOrders;
   private readonly newBatchId: () => string;
   private readonly metrics = writerMetrics();
@@ -140,8 +151,7 @@ export class OrderWriter {
       if (isDead(record)) dead.push(record);
       else orders.push(record);
     }
-    const saleIds = [...new Set(orders.map((order) => order.claims.saleId))];
-    const terms = await findTerms(this.options.database, saleIds);
+    const terms = await this.termsOf(new Set(orders.map((order) => order.claims.saleId)));
     const known = orders.filter((order) => terms.has(order.claims.saleId));
     for (const order of orders) {
       if (!terms.has(order.claims.saleId)) {
@@ -149,6 +159,17 @@ export class OrderWriter {
       }
     }
     return { orders: known, dead, terms };
+  }
+
+  private async termsOf(saleIds: ReadonlySet<SaleId>): Promise<ReadonlyMap<SaleId, SaleTerms>> {
+    const unknown = [...saleIds].filter((saleId) => !this.knownTerms.has(saleId));
+    if (unknown.length > 0) {
+      if (this.knownTerms.size > MAX_KNOWN_SALES) this.knownTerms.clear();
+      const asked = this.knownTerms.size === 0 ? [...saleIds] : unknown;
+      for (const [saleId, terms] of await findTerms(this.options.database, asked))
+        this.knownTerms.set(saleId, terms);
+    }
+    return this.knownTerms;
   }
 
   /**
@@ -230,17 +251,21 @@ export class OrderWriter {
     for (const { source } of part.dead) this.sent.delete(placeOf(source));
     if (written.duplicates > 0) this.metrics.duplicates.add(written.duplicates);
     const tracer = trace.getTracer('flash-sale');
+    const counted = new Map<string, { count: number; readonly labels: { state: string; reason: string } }>();
     for (const { claims, traceparent, requestId } of part.orders) {
       const decision = written.decisions.get(claims.attemptId);
       if (decision) {
         const { state } = decision;
         const reason = state === 'rejected' ? decision.reason : '';
-        this.metrics.written.add(1, { state, reason });
+        const count = counted.get(state + reason) ?? { count: 0, labels: { state, reason } };
+        counted.set(state + reason, count);
+        count.count += 1;
         this.options.log.info(
           { orderId: claims.attemptId, requestId, state, ...(reason && { reason }) },
           'order decided',
         );
       }
+      if (traceparent === undefined) continue;
       const origin = contextFrom(traceparent);
       const caller = trace.getSpanContext(origin);
       // What is not sampled leaves no span, and making one per record only to drop it would cost.
@@ -252,6 +277,7 @@ export class OrderWriter {
       };
       tracer.startSpan('order.decide', options, origin).end();
     }
+    for (const { count, labels } of counted.values()) this.metrics.written.add(count, labels);
     if (written.effects.length > 0) this.options.announce(written.effects);
   }
 }
