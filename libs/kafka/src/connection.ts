@@ -1,3 +1,4 @@
+import { createRequire } from 'node:module';
 import net from 'node:net';
 import tls from 'node:tls';
 import { Kafka, logLevel, type LogEntry, type RetryOptions } from 'kafkajs';
@@ -31,7 +32,6 @@ export interface KafkaHandle {
 
 /** Opens nothing yet; each producer, consumer and admin gets a handle of its own. */
 export function openKafka(options: KafkaOptions): KafkaHandle {
-  dropNegativeTimeoutWarnings();
   const sockets = new Set<net.Socket>();
   let destroyed = false;
   const retry: RetryOptions = {
@@ -130,14 +130,24 @@ function logTo(log: AdapterLog): (entry: LogEntry) => void {
   };
 }
 
-let warningsFiltered = false;
+/** What is used here of a class that kafkajs does not export. */
+interface RequestQueue {
+  /** Requests that wait for others to be answered, or for a broker that throttles us. */
+  readonly pending: readonly unknown[];
+  scheduleCheckPendingRequests: (this: RequestQueue) => void;
+}
 
-/** kafkajs sets a timer with a negative delay on each connect; harmless, but Node 24 complains each time. */
-function dropNegativeTimeoutWarnings(): void {
-  if (warningsFiltered) return;
-  warningsFiltered = true;
-  const emitWarning = process.emitWarning.bind(process) as (...args: unknown[]) => void;
-  process.emitWarning = (...args: unknown[]) => {
-    if (args[1] !== 'TimeoutNegativeWarning') emitWarning(...args);
+/**
+ * kafkajs looks a thousand times a second, on each connection, for requests that wait, also where none does: a timer with a negative
+ * delay that always sets the next one. It is set whenever a request has to wait, so nothing is missed without the others.
+ */
+function checkOnlyWhatWaits(): void {
+  const { prototype } = createRequire(import.meta.url)('kafkajs/src/network/requestQueue') as {
+    prototype: RequestQueue;
+  };
+  const schedule = prototype.scheduleCheckPendingRequests;
+  prototype.scheduleCheckPendingRequests = function () {
+    if (this.pending.length > 0) schedule.call(this);
   };
 }
+checkOnlyWhatWaits();

@@ -2,7 +2,7 @@
 // clients are sent through it by `route`, since a broker tells its clients its own address.
 import net from 'node:net';
 import type { AddressInfo } from 'node:net';
-import { afterAll, afterEach, beforeAll, describe, expect, test } from '@jest/globals';
+import { afterAll, afterEach, beforeAll, describe, expect, jest, test } from '@jest/globals';
 import { Kafka, logLevel } from 'kafkajs';
 import { KafkaAdmin, hasPassed } from './admin.js';
 import { BatchConsumer, type Chunk, type ConsumerOptions } from './consumer.js';
@@ -264,6 +264,19 @@ describe('SupervisedProducer', () => {
     await expect(producer.connect()).rejects.toThrow('no Kafka broker answers at 127.0.0.1:1');
     await producer.close(0);
   });
+});
+
+test('a connection that nobody uses sets no timer again and again', async () => {
+  const topic = await newTopic('idle', 1);
+  const producer = await newProducer();
+  await producer.send(topic, messages(1));
+  const timers = jest.spyOn(globalThis, 'setTimeout');
+  try {
+    await new Promise((resolve) => setInterval(resolve, 500).unref());
+    expect(timers.mock.calls.filter(([, delayMs = 0]) => delayMs < 0)).toEqual([]);
+  } finally {
+    timers.mockRestore();
+  }
 });
 
 describe('BatchConsumer', () => {
