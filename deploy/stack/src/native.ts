@@ -165,6 +165,12 @@ async function prepareRedis(folder: string, port: number, start: NativeStart): P
   return { command: findProgram('redisServer') ?? 'redis-server', args: [config], startTimeoutMs: 30_000 };
 }
 
+/**
+ * Of a broker that lives for minutes on a few cores: there Java's second compiler uses more CPU time than all requests together,
+ * and threads that collect garbage beside each other gain nothing.
+ */
+const FOR_A_SHORT_LIFE = ['-XX:TieredStopAtLevel=1', '-XX:+UseSerialGC'];
+
 async function prepareKafka(folder: string, port: number, start: NativeStart): Promise<Preparation> {
   const classPath = await requireKafkaJars(start.softwareHome ?? start.home, start);
   const java = findProgram('java') ?? 'java';
@@ -211,6 +217,7 @@ async function prepareKafka(folder: string, port: number, start: NativeStart): P
     command: java,
     args: [
       '-Xmx384m',
+      ...FOR_A_SHORT_LIFE,
       '-Dorg.slf4j.simpleLogger.defaultLogLevel=warn',
       '-Dorg.slf4j.simpleLogger.showDateTime=true',
       '-cp',
