@@ -83,7 +83,7 @@ async function main(args: readonly string[]): Promise<number> {
       title: `${service} during “${part}”`,
       lines: [
         `npm run flame -- --service ${service} --part ${part} --repetitions ${repetitions}`,
-        `${new Date().toISOString().slice(0, 10)}, Node.js ${process.versions.node}, ${seconds} s on its main thread; waiting is left out`,
+        `${new Date().toISOString().slice(0, 10)}, Node.js ${process.versions.node}, ${seconds} s on its main thread: waiting for events is left out, waiting for a core is in it`,
       ],
     });
     writeFileSync(out, svg);
