@@ -24,6 +24,7 @@ return {
     wrong_phase = { status = 409, body = [[{"type":"urn:flash-sale:problem:wrong_phase","title":"The sale is not in a phase that allows this.","status":409,"code":"wrong_phase","requestId":"]] },
     unresolved = { status = 409, body = [[{"type":"urn:flash-sale:problem:unresolved","title":"Holds, orders or payments of this sale are not resolved yet.","status":409,"code":"unresolved","requestId":"]] },
     sale_exists = { status = 409, body = [[{"type":"urn:flash-sale:problem:sale_exists","title":"A sale with this id exists with other settings.","status":409,"code":"sale_exists","requestId":"]] },
+    blocklist_full = { status = 409, body = [[{"type":"urn:flash-sale:problem:blocklist_full","title":"No more shoppers can be blocked.","status":409,"code":"blocklist_full","requestId":"]] },
     dead_letter_closed = { status = 409, body = [[{"type":"urn:flash-sale:problem:dead_letter_closed","title":"This dead letter was replayed or dropped before.","status":409,"code":"dead_letter_closed","requestId":"]] },
     not_replayable = { status = 409, body = [[{"type":"urn:flash-sale:problem:not_replayable","title":"This dead letter cannot be replayed.","status":409,"code":"not_replayable","requestId":"]] },
     challenge_used = { status = 409, body = [[{"type":"urn:flash-sale:problem:challenge_used","title":"This challenge has been used.","status":409,"code":"challenge_used","requestId":"]] },
