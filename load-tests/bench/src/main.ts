@@ -85,10 +85,12 @@ async function figuresOf(
 ): Promise<Figure[]> {
   const ratesOf = (name: OperationName) => (bench.samples.get(name) ?? []).map(({ perSecond }) => perSecond);
   const figures: Figure[] = [];
-  const purchases = ratesOf('whole purchase');
+  const purchases = ratesOf('whole purchase, 256 at a time');
   if (purchases.length > 0)
     figures.push(
-      figureOf('whole purchases, with everything on this machine', 'a second', purchases, { least: 2_000 }),
+      figureOf('whole purchases, 256 at a time, with everything on this machine', 'a second', purchases, {
+        least: 2_000,
+      }),
     );
   const drained = ratesOf('queued to decided');
   if (drained.length > 0)
