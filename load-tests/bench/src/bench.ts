@@ -195,6 +195,23 @@ export class Bench {
     throw new Error(`${name}: ${unexpected} of ${calls} answers were not as they should be, e.g. ${example}`);
   }
 
+  /** What a request costs the bare server under loads of several kinds, µs, once it is warm. */
+  async measureUnitAlone(): Promise<readonly { readonly load: string; readonly micros: number }[]> {
+    const requests = this.size.unitRequests;
+    const first = await this.measureUnit(requests, atOnce(CONNECTIONS));
+    for (let warmUp = 0; warmUp < 5; warmUp += 1) await this.measureUnit(requests, atOnce(CONNECTIONS));
+    const found = [{ load: `the first ${requests}, ${CONNECTIONS} at a time`, micros: first }];
+    for (const inFlight of [1, 8, CONNECTIONS]) {
+      const micros = await this.measureUnit(requests, atOnce(inFlight));
+      found.push({ load: `later ones, ${inFlight} at a time`, micros });
+    }
+    for (const perSecond of [2_000, 5_000, 10_000, 20_000]) {
+      const pace = { connections: CONNECTIONS, pace: { kind: 'open', perSecond } } as const;
+      found.push({ load: `${perSecond} a second`, micros: await this.measureUnit(requests, pace) });
+    }
+    return found;
+  }
+
   /** The bare server's cost at a rate, as far as one process of it gets there; null beyond. */
   private async measureUnitAt(perSecond: number): Promise<number | null> {
     if (perSecond > MOST_PER_SECOND) return null;

@@ -9,7 +9,15 @@ import { measureGrowth } from './growth.js';
 import { BUDGET_UNITS, PARTS, measurePart, type OperationName, type Part } from './operations.js';
 import { HELP, parseOptions, type BenchOptions } from './options.js';
 import { requireProc } from './processes.js';
-import { REDIS_BYTES_PER_UNIT, Results, figureOf, markdownOf, operationOf, type Figure } from './report.js';
+import {
+  REDIS_BYTES_PER_UNIT,
+  Results,
+  figureOf,
+  markdownOf,
+  operationOf,
+  rounded,
+  type Figure,
+} from './report.js';
 import { OwnServers } from './servers.js';
 import { median, spreadOf } from './statistics.js';
 import { Suite } from './suite.js';
@@ -61,6 +69,13 @@ async function run(options: BenchOptions, started: Started): Promise<void> {
   writeFileSync(join(out, 'latest.md'), text);
   process.stdout.write(text);
   say(`written to ${out}`);
+}
+
+async function runUnit(started: Started): Promise<void> {
+  requireProc();
+  const bench = started.keep(await Bench.start(WHOLE, say));
+  for (const { load, micros } of await bench.measureUnitAlone())
+    process.stdout.write(`${rounded(micros).padStart(6)} µs  ${load}\n`);
 }
 
 /** All parts in turn, again and again; the first time only makes everybody warm. */
@@ -150,6 +165,7 @@ async function main(args: readonly string[]): Promise<number> {
     process.stderr.write('npm run bench -- --help says what there is\n');
     return USAGE_EXIT_CODE;
   }
+  if (parsed.kind === 'unit') return commandWith(runUnit);
   return commandWith((started) => run(parsed.options, started));
 }
 

@@ -17,6 +17,10 @@ describe('parseOptions', () => {
     });
   });
 
+  it('measures the unit alone where that is asked for', () => {
+    expect(parseOptions(['--unit'])).toEqual({ kind: 'unit' });
+  });
+
   it('reads what is given', () => {
     const args = [
       '--growth',

@@ -19,6 +19,7 @@ export interface BenchOptions {
 export type ParsedOptions =
   | { readonly kind: 'run'; readonly options: BenchOptions }
   | { readonly kind: 'help' }
+  | { readonly kind: 'unit' }
   | { readonly kind: 'faults'; readonly faults: readonly string[] };
 
 export const HELP = `npm run bench -- [options]
@@ -34,6 +35,7 @@ measured; 2: called wrongly.
   --only PART,PART   measures these only: ${PARTS.join(', ')};
                      written to .flash-sale/bench
   --repetitions N    how often each operation is measured, 1 to 50 (5)
+  --unit             measures nothing but a request to the bare server, under loads of several kinds (docs/adr/0012)
   --out DIR          where the report is written
 `;
 
@@ -55,6 +57,7 @@ export function parseOptions(args: readonly string[]): ParsedOptions {
         only: text,
         repetitions: text,
         out: text,
+        unit: flag,
         help: flag,
       },
     }));
@@ -62,6 +65,7 @@ export function parseOptions(args: readonly string[]): ParsedOptions {
     return { kind: 'faults', faults: [error instanceof Error ? error.message : String(error)] };
   }
   if (values.help) return { kind: 'help' };
+  if (values.unit) return { kind: 'unit' };
   const faults: string[] = [];
   const asked = values.only?.split(',').map((name) => name.trim());
   for (const name of asked ?? []) {
