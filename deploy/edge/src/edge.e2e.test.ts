@@ -60,7 +60,9 @@ describe('the suite behind the edge', () => {
     expect(refused).toMatchObject({ status: 410, body: { code: 'sold_out' } });
     // The answer may have been lost on the way: asked again, it is the same, though everything is sold.
     const again = await first.enter(saleId, 'k');
-    expect(again).toMatchObject({ status: 200, body: { entryId: entry['entryId'], state: 'granted' } });
+    expect(again).toMatchObject({ body: { entryId: entry['entryId'], state: 'granted' } });
+    // Within the moment of a double click it is the first answer itself.
+    expect([200, 201]).toContain(again.status);
     expect(again.body['purchaseToken']).toBeTruthy();
 
     // A stream is passed on as it comes: what is asked for here is its first event, long before it ends.

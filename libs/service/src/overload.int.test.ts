@@ -188,16 +188,20 @@ describe('a gRPC server', () => {
 
 describe('a client', () => {
   it('goes on answering as many as the server can take when ten times as many come, and the others know at once', async () => {
-    // A real bottleneck: one entry after another, what nobody waits for any more passed over.
+    // A real bottleneck: one entry after another, what nobody waits for any more refused as it is by services.
     const EACH_MS = 10;
     let line: Promise<void> = Promise.resolve();
     behaviour.enter = (items, deadlinesMs) =>
       Promise.all(
         items.map((item, index) => {
-          line = line.then(() =>
-            performance.now() < (deadlinesMs[index] ?? 0) ? pause(EACH_MS).then(() => {}) : undefined,
-          );
-          return line.then(() => entryOf(item.attemptId, 'granted'));
+          const done = line.then(async () => {
+            if (performance.now() >= (deadlinesMs[index] ?? 0))
+              return { ...entryOf(item.attemptId, ''), problem: 'unavailable' };
+            await pause(EACH_MS);
+            return entryOf(item.attemptId, 'granted');
+          });
+          line = done.then(() => {});
+          return done;
         }),
       );
     const client = keep(new LineClient(await start()));
@@ -218,8 +222,8 @@ describe('a client', () => {
       const due = Math.floor(((nowMs - startedMs) * 10) / EACH_MS);
       for (; sent < due; sent += 1) {
         const askedMs = performance.now();
-        const answered = () => {
-          servedAfterMs.push(performance.now() - askedMs);
+        const answered = ({ problem }: token.Entry) => {
+          (problem === '' ? servedAfterMs : refusedAfterMs).push(performance.now() - askedMs);
         };
         const refused = (error: unknown) => {
           if (!(error instanceof NotSent || error instanceof CallFailed)) throw error;
