@@ -169,7 +169,7 @@ export function markdownOf(results: Results, earlier?: Results): string {
     'Written by `npm run bench`; do not edit. CPU time is that of all our processes with Redis, Kafka and MySQL, without the load',
     'generator. A unit is what one request costs a bare `node:http` server that gets as many requests a second as the operation did,',
     'measured right after it; beside it stands the same in requests to a bare server that is kept busy, measured right before it: a',
-    'server that reads many requests at a time does each for a quarter of what one costs that comes alone (docs/adr/0012).',
+    'server that reads many requests at a time does each for less than half of what one costs that comes alone (docs/adr/0012).',
     `Each figure is the median of ${repetitions} interleaved repetitions, with the least and the most in parentheses.`,
     'Costs are measured with 64 calls always under way, by as many distinct shoppers as requests; latencies at 60 % of the rate so',
     'reached, counted from when each request was due, whether or not it could be sent then.',
