@@ -29,6 +29,8 @@ const ROOT = resolve(HERE, '../..');
 const WORKING_FOLDER = join(ROOT, '.flash-sale/bench');
 const SHORT: Size = { requests: 1_000, unitRequests: 2_000, latencyRequests: 300 };
 const OPEN_CONNECTIONS = 10_000;
+/** At most: ten measurements each, of which some sell only a few hundred a second. */
+const GROWTH_REPETITIONS = 3;
 
 async function run(options: BenchOptions, started: Started): Promise<void> {
   requireProc();
@@ -39,10 +41,20 @@ async function run(options: BenchOptions, started: Started): Promise<void> {
   const bench = started.keep(await Bench.start(options.isShort ? SHORT : WHOLE, say));
   const together = options.parts.filter((part) => part !== 'uncoalesced');
   await repeat(bench, plain, together, options.repetitions);
+  if (options.parts.includes('uncoalesced')) {
+    const alone = await Suite.start(servers, { coalesce: false });
+    try {
+      await repeat(bench, alone, ['uncoalesced'], options.repetitions);
+    } finally {
+      await alone.stop();
+    }
+  }
   const restMicrosPerSecond = await bench.measureRest(plain);
   const isWhole = options.parts.length === PARTS.length;
   const figures = await figuresOf(bench, plain, servers, isWhole || options.isShort);
-  const growth = options.withGrowth ? await measureGrowth(bench, plain, servers, options.repetitions) : [];
+  const growth = options.withGrowth
+    ? await measureGrowth(bench, plain, servers, Math.min(options.repetitions, GROWTH_REPETITIONS))
+    : [];
 
   const results: Results = {
     at: new Date().toISOString(),
