@@ -9,7 +9,7 @@ import { ShopperId } from '@flash-sale/domain';
 import type { RedisClient } from '@flash-sale/redis';
 import { asciiOf, logOperation } from './operator-log.js';
 import { scripts } from './scripts.js';
-import { isStoreAway } from './store-away.js';
+import { isStoreAway, orUnavailable } from './store-away.js';
 
 /** A shopper who may not take part. */
 export interface BlockedShopper {
@@ -207,14 +207,4 @@ function log(
 
 function notBlocked(shopperId: string): BlockOutcome {
   return { problem: 'not_found', detail: `${shopperId.slice(0, 64)} is not blocked` };
-}
-
-async function orUnavailable(work: () => Promise<BlockOutcome>): Promise<BlockOutcome> {
-  try {
-    return await work();
-  } catch (error) {
-    if (!isStoreAway(error)) throw error;
-    const reason = error instanceof Error ? error.message : String(error);
-    return { problem: 'unavailable', detail: `not finished, ask again: ${reason}` };
-  }
 }

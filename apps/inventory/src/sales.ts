@@ -13,7 +13,7 @@ import { z } from 'zod';
 import { SALE_COLUMNS, saleFromRow, type KnownSale, type SaleBook } from './sale-book.js';
 import type { Feed } from './feed.js';
 import { logOperation } from './operator-log.js';
-import { isStoreAway } from './store-away.js';
+import { orUnavailable } from './store-away.js';
 import type { WarmUp } from './warm-up.js';
 
 /** A sale as an operator asks for it. Durations may be finer than HTTP allows, for trials. */
@@ -201,17 +201,6 @@ export class Sales {
       detail: `sale ${sale.saleId} is ${sale.storedPhase} now, but Redis could not be told; it will be as soon as it answers`,
       sale,
     };
-  }
-}
-
-/** A store that does not answer is no defect: the operator may ask again, and what was begun is then finished. */
-async function orUnavailable(work: () => Promise<SaleOutcome>): Promise<SaleOutcome> {
-  try {
-    return await work();
-  } catch (error) {
-    if (!isStoreAway(error)) throw error;
-    const reason = error instanceof Error ? error.message : String(error);
-    return { problem: 'unavailable', detail: `not finished, ask again: ${reason}` };
   }
 }
 

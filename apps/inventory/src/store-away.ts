@@ -18,3 +18,16 @@ export function isStoreAway(error: unknown): boolean {
   const { message } = error;
   return isRedisError(error) ? CANNOT_SERVE.test(message) : NO_ANSWER.test(message);
 }
+
+/** A store that does not answer is no defect: the operator may ask again, and what was begun is then finished. */
+export async function orUnavailable<Outcome>(
+  work: () => Promise<Outcome>,
+): Promise<Outcome | { readonly problem: 'unavailable'; readonly detail: string }> {
+  try {
+    return await work();
+  } catch (error) {
+    if (!isStoreAway(error)) throw error;
+    const reason = error instanceof Error ? error.message : String(error);
+    return { problem: 'unavailable', detail: `not finished, ask again: ${reason}` };
+  }
+}

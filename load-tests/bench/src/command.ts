@@ -1,5 +1,18 @@
 export const USAGE_EXIT_CODE = 2;
 
+type Misread = { readonly kind: 'help' } | { readonly kind: 'faults'; readonly faults: readonly string[] };
+
+/** Says what a command's line was, where it is not to be run: help, or what is wrong with it. Its exit code. */
+export function explain(parsed: Misread, help: string, command: string): number {
+  if (parsed.kind === 'help') {
+    process.stdout.write(help);
+    return 0;
+  }
+  for (const fault of parsed.faults) process.stderr.write(`${fault}\n`);
+  process.stderr.write(`${command} -- --help says what there is\n`);
+  return USAGE_EXIT_CODE;
+}
+
 export const say = (line: string) => void process.stderr.write(`bench: ${line}\n`);
 
 /** What was started, to be stopped in the opposite order. */

@@ -3,7 +3,7 @@ import { mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { cpus, release, totalmem, type } from 'node:os';
 import { join, resolve } from 'node:path';
 import { Bench, WHOLE, type Size } from './bench.js';
-import { USAGE_EXIT_CODE, commandWith, say, type Started } from './command.js';
+import { explain, commandWith, say, type Started } from './command.js';
 import { gatewayMiBWith, redisBytesPerUnit } from './figures.js';
 import { measureGrowth } from './growth.js';
 import { BUDGET_UNITS, PARTS, measurePart, type OperationName, type Part } from './operations.js';
@@ -168,15 +168,7 @@ function commitOf(): string {
 
 async function main(args: readonly string[]): Promise<number> {
   const parsed = parseOptions(args);
-  if (parsed.kind === 'help') {
-    process.stdout.write(HELP);
-    return 0;
-  }
-  if (parsed.kind === 'faults') {
-    for (const fault of parsed.faults) process.stderr.write(`${fault}\n`);
-    process.stderr.write('npm run bench -- --help says what there is\n');
-    return USAGE_EXIT_CODE;
-  }
+  if (parsed.kind === 'help' || parsed.kind === 'faults') return explain(parsed, HELP, 'npm run bench');
   if (parsed.kind === 'unit') return commandWith(runUnit);
   return commandWith((started) => run(parsed.options, started));
 }

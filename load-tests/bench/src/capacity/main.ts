@@ -1,5 +1,6 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { dirname, join, resolve } from 'node:path';
+import { explain } from '../command.js';
 import { Results } from '../report.js';
 import { checkText, documentOf, planText, type Example } from './document.js';
 import { checkAgainst, measuredFrom, type Check, type Measured } from './measured.js';
@@ -10,7 +11,6 @@ import { HELP, parseOptions, type CapacityOptions } from './options.js';
 const ROOT = resolve(import.meta.dirname, '../../../..');
 const KEPT_BENCH = join(ROOT, 'load-tests/bench/latest.json');
 const DOCUMENT = join(ROOT, 'docs/capacity.md');
-const USAGE_EXIT_CODE = 2;
 
 const EXAMPLES: readonly { readonly title: string; readonly args: string }[] = [
   {
@@ -91,15 +91,7 @@ function readResults(file: string = KEPT_BENCH): Results | undefined {
 
 function main(args: readonly string[]): number {
   const parsed = parseOptions(args);
-  if (parsed.kind === 'help') {
-    process.stdout.write(HELP);
-    return 0;
-  }
-  if (parsed.kind === 'faults') {
-    for (const fault of parsed.faults) process.stderr.write(`${fault}\n`);
-    process.stderr.write('npm run capacity -- --help says what there is\n');
-    return USAGE_EXIT_CODE;
-  }
+  if (parsed.kind === 'help' || parsed.kind === 'faults') return explain(parsed, HELP, 'npm run capacity');
   try {
     process.stdout.write(run(parsed.options));
     return 0;
